@@ -1,0 +1,51 @@
+"""The noise of SAGE: isotropic, and larger where the groups' gradients disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_sage.agreement import noise_scale
+from hf_sage.corrections.base import Descent
+
+
+@dataclass(frozen=True)
+class AgreementNoise:
+    """g ← g + β ξ with β = γ(1 − S) and ξ ~ N(0, I) over every parameter (Section 3.2; Algorithm 1, line 29).
+
+    Added after clipping, so that the clip neither shrinks the noise nor counts it.
+
+    Attributes:
+        gamma: γ ≥ 0, an absolute scale in units of the gradient, default 1e-6 (Appendix E.1, CLIP fine-tuning). It
+            depends on how the loss is reduced.
+    """
+
+    gamma: float = 1e-6
+
+    def __post_init__(self) -> None:
+        noise_scale(1.0, self.gamma)  # refuses a bad γ
+
+    @property
+    def is_null(self) -> bool:
+        """Whether γ is zero."""
+        return self.gamma == 0
+
+    @property
+    def needs_groups(self) -> bool:
+        """True: S is taken over the groups, and is logged even where γ is zero."""
+        return True
+
+    def __call__(self, gradients: Sequence[Tensor], descent: Descent) -> dict[str, Tensor]:
+        """Adds the noise in place and reports β as ``noise_scale``; see `Correction`."""
+        beta = noise_scale(descent.agreement, self.gamma)
+        generators: dict[torch.device, torch.Generator] = {}
+        for g in () if self.is_null else gradients:
+            if g.device not in generators:
+                generators[g.device] = torch.Generator(g.device).manual_seed(descent.seed)
+            dtype = torch.promote_types(g.dtype, torch.float32)
+            noise = torch.randn(g.shape, dtype=dtype, device=g.device, generator=generators[g.device])
+            g.add_((noise * beta.to(g.device, dtype)).to(g.dtype))
+        return {"noise_scale": beta}
