@@ -1,0 +1,22 @@
+"""The two-pass step on plain torch: group gradients, ascend, perturbed pass, descend."""
+
+from hf_sage.engine.batchnorm import frozen_running_statistics
+from hf_sage.engine.distributed import mean_over_ranks
+from hf_sage.engine.gradients import CleanPass, Part, clean_pass
+from hf_sage.engine.perturbation import perturbed
+from hf_sage.engine.randomness import RandomState, step_seed
+from hf_sage.engine.step import StepReport, descend, two_pass_step
+
+__all__ = [
+    "CleanPass",
+    "Part",
+    "RandomState",
+    "StepReport",
+    "clean_pass",
+    "descend",
+    "frozen_running_statistics",
+    "mean_over_ranks",
+    "perturbed",
+    "step_seed",
+    "two_pass_step",
+]

@@ -1,0 +1,146 @@
+"""Group gradients by one forward and backward pass over the rows of each group.
+
+K passes over B/K rows cost what one pass over B rows costs, and their sum *is* the gradient of the batch: no extra pass
+is needed for the mean. The price is one copy of the gradient a group while S is computed. A network that mixes the rows
+of a batch (BatchNorm) sees each group by itself; both passes of the step do, so that they differ by ε alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_sage.agreement import gradient_agreement, gram_matrix
+from hf_sage.engine.randomness import RandomState
+
+Gradients = list[Tensor | None]
+Backward = Callable[[Tensor], None]
+Reduction = Callable[[Sequence[Tensor | None], Sequence[Tensor]], Gradients]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of one group in one micro-batch.
+
+    Attributes:
+        group: The group's name; any value that can be a dictionary key.
+        weight: The rows' share of the whole batch, over all micro-batches and ranks: the weights of a step sum to one
+            (to the number of ranks on each, on average, where gradients are averaged over ranks).
+        loss: Computes the rows' share of the batch's loss, ``weight`` × their mean loss. It is called once in each
+            pass and must not change its inputs.
+    """
+
+    group: Hashable
+    weight: float
+    loss: Callable[[], Tensor]
+
+
+@dataclass
+class CleanPass:
+    """What the first pass found at θ.
+
+    Attributes:
+        loss: The batch's loss, detached.
+        gradient: ḡ = Σ_k w_k g_k for each parameter; ``None`` where no group has a gradient.
+        agreement: S over the groups, 1 for one group.
+        group_losses: For each group the sum of its parts' losses and the sum of their weights.
+        random_states: The state of the random generators before each part, if they were asked for.
+    """
+
+    loss: Tensor
+    gradient: Gradients
+    agreement: Tensor
+    group_losses: dict[Hashable, tuple[Tensor, float]]
+    random_states: list[RandomState]
+
+
+def gradient_of(
+    parameters: Sequence[Tensor],
+    parts: Iterable[Part],
+    backward: Backward,
+    replay: Sequence[RandomState] | None = None,
+    record: list[RandomState] | None = None,
+) -> tuple[Gradients, Tensor]:
+    """The gradient and the value of the parts' summed loss.
+
+    Args:
+        parameters: The parameters; their ``.grad`` is left as it was.
+        parts: What to sum over.
+        backward: Backpropagates a loss into ``.grad``, e.g. ``torch.Tensor.backward`` or ``accelerator.backward``.
+        replay: States of the random generators to start each part from.
+        record: A list that takes the states each part started from.
+
+    Returns:
+        The gradients, ``None`` where a parameter has none, and the detached loss, 0 for no parts.
+    """
+    kept = [p.grad for p in parameters]
+    total = torch.zeros((), device=parameters[0].device)
+    for p in parameters:
+        p.grad = None
+    try:
+        for i, part in enumerate(parts):
+            if replay is not None:
+                replay[i].restore()
+            if record is not None:
+                record.append(RandomState.capture())
+            loss = part.loss()
+            backward(loss)
+            total = total + loss.detach()
+        return [p.grad for p in parameters], total
+    finally:
+        for p, gradient in zip(parameters, kept, strict=True):
+            p.grad = gradient
+
+
+def clean_pass(
+    parameters: Sequence[Tensor],
+    parts: Sequence[Part],
+    backward: Backward,
+    *,
+    groups: Sequence[Hashable] | None = None,
+    reduce: Reduction | None = None,
+    record_randomness: bool = False,
+) -> CleanPass:
+    """Phases 1 and 2 of Algorithm 1: group gradients, mean gradient and agreement at θ.
+
+    Args:
+        parameters: The trainable parameters.
+        parts: The batch, in parts of one group each.
+        backward: See `gradient_of`.
+        groups: The groups present in the batch on any rank, in the order that all ranks go through them; by default
+            those of ``parts``.
+        reduce: Averages a gradient over ranks; ``None`` keeps it local.
+        record_randomness: Whether to keep the random states, for a second pass with the same dropout masks.
+
+    Returns:
+        The `CleanPass`; the memory of all group gradients but the mean's is free again.
+    """
+    if groups is None:
+        groups = list(dict.fromkeys(part.group for part in parts))
+    record: list[RandomState] | None = [] if record_randomness else None
+    gradients: list[Gradients] = []
+    losses: dict[Hashable, tuple[Tensor, float]] = {}
+    for group in groups:
+        own = [part for part in parts if part.group == group]
+        gradient, loss = gradient_of(parameters, own, backward, record=record)
+        gradients.append(reduce(gradient, parameters) if reduce is not None else gradient)
+        losses[group] = (loss, sum(part.weight for part in own))
+    # S is made of cosines: w_k g_k serves as well as g_k.
+    agreement = gradient_agreement(gram_matrix(gradients)) if len(groups) > 1 else torch.ones((), dtype=torch.float64)
+    total = torch.stack([loss for loss, _ in losses.values()]).sum()
+    return CleanPass(total, _sum(gradients), agreement, losses, record or [])
+
+
+def _sum(gradients: list[Gradients]) -> Gradients:
+    """Σ_k over groups, in the memory of the first that has a gradient."""
+    mean = gradients[0]
+    for other in gradients[1:]:
+        for i, g in enumerate(other):
+            if g is not None:
+                held = mean[i]
+                mean[i] = g if held is None else held.add_(g)
+        other.clear()
+    return mean

@@ -1,0 +1,160 @@
+"""One update, read top to bottom like Algorithm 1 of the SAGE paper; the optimizer's own step follows it unchanged.
+
+report = two_pass_step(model, parts, method)     # leaves the perturbed gradient in .grad
+torch.nn.utils.clip_grad_norm_(...)              # if wanted
+descend(model, method, report.agreement, seed)   # corrections, e.g. the noise
+optimizer.step()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hf_sage.ascents.base import norms
+from hf_sage.corrections import Descent
+from hf_sage.engine.batchnorm import frozen_running_statistics
+from hf_sage.engine.gradients import Backward, Gradients, Part, Reduction, clean_pass, gradient_of
+from hf_sage.engine.perturbation import perturbed
+from hf_sage.methods import Method
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step found.
+
+    Attributes:
+        loss: Clean loss, at θ.
+        perturbed_loss: Loss at θ + ε, or ``None`` where nothing was perturbed.
+        agreement: S, 0-dimensional fp64.
+        perturbation_norm: ‖ε‖₂ over all parameters, or ``None``.
+        group_losses: For each group the sum of its losses and of their weights.
+        is_finite: Whether the clean gradient was finite. If not, the perturbation was left out: .grad holds the clean
+            gradient as it is, for a GradScaler to see.
+    """
+
+    loss: Tensor
+    perturbed_loss: Tensor | None
+    agreement: Tensor
+    perturbation_norm: Tensor | None
+    group_losses: dict[Hashable, tuple[Tensor, float]]
+    is_finite: bool
+
+    @classmethod
+    def merge(cls, reports: Sequence[StepReport]) -> StepReport:
+        """The report of a batch from those of its chunks, each with its own ε: losses add up, S and ‖ε‖ average."""
+        losses: dict[Hashable, tuple[Tensor, float]] = {}
+        for report in reports:
+            for group, (loss, weight) in report.group_losses.items():
+                before, weight_before = losses.get(group, (torch.zeros_like(loss), 0.0))
+                losses[group] = (before + loss, weight_before + weight)
+        norms_found = [r.perturbation_norm for r in reports if r.perturbation_norm is not None]
+        perturbed_losses = [r.perturbed_loss for r in reports if r.perturbed_loss is not None]
+        complete = len(perturbed_losses) == len(reports)
+        return cls(
+            loss=torch.stack([r.loss for r in reports]).sum(),
+            perturbed_loss=torch.stack(perturbed_losses).sum() if complete else None,
+            agreement=torch.stack([r.agreement for r in reports]).mean(),
+            perturbation_norm=torch.stack(norms_found).mean() if complete else None,
+            group_losses=losses,
+            is_finite=all(r.is_finite for r in reports),
+        )
+
+
+def two_pass_step(
+    model: nn.Module,
+    parts: Sequence[Part],
+    method: Method,
+    *,
+    backward: Backward = torch.Tensor.backward,
+    groups: Sequence[Hashable] | None = None,
+    reduce: Reduction | None = None,
+    same_dropout: bool = False,
+) -> StepReport:
+    """Computes the gradient at θ + ε and adds it to ``.grad``; θ is the same bits afterwards, also if a pass raises.
+
+    Args:
+        model: The network; its parameters that require a gradient are θ. Its mode and theirs are left alone.
+        parts: The batch, in parts of one group each (of any one group where the method needs none).
+        method: The ascent; its corrections are applied by `descend`.
+        backward: Backpropagates a loss into ``.grad``.
+        groups: The groups present on any rank, in an order all ranks share; by default those of ``parts``.
+        reduce: Averages the clean gradients over ranks, so that ε and S are those of the whole batch. ``None``: each
+            rank has its own (local perturbation). The perturbed gradient is the caller's to reduce.
+        same_dropout: Whether the second pass draws the first pass's random numbers.
+
+    Returns:
+        A `StepReport`.
+
+    Raises:
+        ValueError: If there is no group, or no trainable parameter.
+    """
+    parameters = trainable(model)
+    if not (parts or groups) or not parameters:
+        raise ValueError("A step needs at least one part of a batch and one parameter that requires a gradient.")
+
+    # Phases 1 and 2: sub-objective gradients, mean gradient, agreement
+    clean = clean_pass(parameters, parts, backward, groups=groups, reduce=reduce, record_randomness=same_dropout)
+    is_finite = _is_finite([g for g in clean.gradient if g is not None])
+    if not is_finite or method.ascent is None or not method.perturbs:
+        _accumulate(parameters, clean.gradient)
+        return StepReport(clean.loss, None, clean.agreement, None, clean.group_losses, is_finite)
+
+    # Phase 3: perturbation
+    theta = [p for p, g in zip(parameters, clean.gradient, strict=True) if g is not None]
+    with torch.no_grad():
+        epsilon = method.ascent([p.detach() for p in theta], [g for g in clean.gradient if g is not None])
+        norm = torch.linalg.vector_norm(norms(epsilon))
+    clean.gradient.clear()  # its memory is the perturbed gradient's
+
+    # Phases 4, 5 and 6: ascend, perturbed pass over the same parts, restore
+    ordered = _in_order(parts, clean.group_losses)
+    with perturbed(theta, epsilon), frozen_running_statistics(model):
+        gradient, loss = gradient_of(parameters, ordered, backward, replay=clean.random_states or None)
+    _accumulate(parameters, gradient)
+    return StepReport(clean.loss, loss, clean.agreement, norm, clean.group_losses, is_finite)
+
+
+def descend(model: nn.Module, method: Method, agreement: Tensor, seed: int) -> dict[str, Tensor]:
+    """Phase 6, second half: applies the method's corrections to the clipped gradient in ``.grad``.
+
+    Args:
+        model: The network.
+        method: Its corrections are applied in order.
+        agreement: S of this step.
+        seed: Seed of this step's random numbers, see `hf_sage.engine.step_seed`.
+
+    Returns:
+        What the corrections have to say for the log, e.g. ``noise_scale``.
+    """
+    gradients = [p.grad for p in trainable(model) if p.grad is not None]
+    facts: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for correction in method.corrections:
+            facts |= correction(gradients, Descent(agreement, seed))
+    return facts
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that require a gradient, shared ones once."""
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def _in_order(parts: Sequence[Part], groups: Iterable[Hashable]) -> list[Part]:
+    """The parts in the order the clean pass went through them: group by group."""
+    return [part for group in groups for part in parts if part.group == group]
+
+
+def _accumulate(parameters: Sequence[Tensor], gradients: Gradients) -> None:
+    """Adds to ``.grad`` as a backward pass would."""
+    for p, g in zip(parameters, gradients, strict=True):
+        if g is not None:
+            p.grad = g if p.grad is None else p.grad.add_(g)
+
+
+def _is_finite(gradients: Sequence[Tensor]) -> bool:
+    """Whether no entry is infinite or NaN: a norm per tensor, one synchronisation in all."""
+    return not gradients or bool(torch.isfinite(norms(gradients)).all())
