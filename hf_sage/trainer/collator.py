@@ -1,0 +1,67 @@
+"""The domain column on its way from the dataset to the step, past the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_sage.trainer.groups import group_id
+
+
+class DomainCollator:
+    """Takes the domain out of each row, lets another collator batch the rest, and adds the domains as integers.
+
+    Rows without the column (an evaluation set of unknown domain) pass through.
+
+    Attributes:
+        names: The name of each group this collator has met in its own process.
+    """
+
+    def __init__(self, collator: Callable[[list[Any]], Any], column: str) -> None:
+        self.collator = collator
+        self.column = column
+        self.names: dict[int, str] = {}
+
+    def __call__(self, features: list[Any]) -> Any:
+        """Batches the rows; the domains come under the column's own name, int64 of shape ``(rows,)``."""
+        if not isinstance(features[0], Mapping) or self.column not in features[0]:
+            return self.collator(features)
+        values = [feature[self.column] for feature in features]
+        ids = [group_id(value) for value in values]
+        self.names |= {i: value for i, value in zip(ids, values, strict=True) if isinstance(value, str)}
+        batch = self.collator([{k: v for k, v in f.items() if k != self.column} for f in features])
+        batch[self.column] = torch.tensor(ids)
+        return batch
+
+
+def split_rows(groups: Sequence[int]) -> dict[int, list[int]]:
+    """The rows of each group, groups in ascending order."""
+    return {group: [i for i, g in enumerate(groups) if g == group] for group in sorted(set(groups))}
+
+
+def take_rows(inputs: Mapping[str, Any], rows: list[int], batch_size: int) -> dict[str, Any]:
+    """The given rows of a batch: of tensors and lists with a row for each example, at any depth of dictionaries.
+
+    Raises:
+        ValueError: If a tensor has another number of rows than the batch: it cannot be cut by example.
+    """
+    return {name: _take(name, value, rows, batch_size) for name, value in inputs.items()}
+
+
+def _take(name: str, value: Any, rows: list[int], batch_size: int) -> Any:
+    if isinstance(value, Mapping):
+        return take_rows(value, rows, batch_size)
+    if isinstance(value, Tensor) and value.dim() > 0:
+        if value.shape[0] != batch_size:
+            raise ValueError(
+                f"The input {name!r} has {value.shape[0]} rows in a batch of {batch_size} examples, so it cannot be "
+                "cut into groups. Use a collator that keeps one row an example, or train without groups by "
+                "domain_column=None."
+            )
+        return value[torch.tensor(rows, device=value.device)]
+    if isinstance(value, list | tuple) and len(value) == batch_size:
+        return [value[i] for i in rows]
+    return value

@@ -1,0 +1,150 @@
+"""The fields that hf_sage adds to TrainingArguments."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+from transformers import TrainingArguments
+
+from hf_sage.ascents import BiasRadius
+from hf_sage.methods import METHODS, Method
+from hf_sage.polar import PRESETS, PolarPreset
+
+if TYPE_CHECKING:
+    MethodOrName: TypeAlias = str | Method
+else:  # argument parsers read the annotation at run time, and from a command line a method comes by name only
+    MethodOrName = str
+DomainSampling = Literal["balanced", "natural"]
+PerturbationScope = Literal["global", "local"]
+
+
+@dataclass
+class SAGEArguments:
+    """The fields of a two-pass, group-aware step; combine them with the arguments class of any trainer.
+
+    > Parameters that choose the method
+
+    Attributes:
+        method: ``"sage"``, ``"sam"``, ``"erm"``, or a `hf_sage.methods.Method` of your own.
+        rho: Perturbation radius ρ ≥ 0; ``None`` is the method's own default (SAGE 1e-6, for CLIP
+            fine-tuning; SAM 0.05).
+        gamma: Noise scale γ ≥ 0; ``None`` is the method's own default (SAGE 1e-6).
+
+    > Parameters of the spectral ascent
+
+    Attributes:
+        polar: Preset of the polar factor, see `hf_sage.polar.polar_factor`.
+        polar_steps: Its number of iterations; the paper's T = 5.
+        bias_radius: ``"fixed"``, the paper's ρ g/‖g‖ for 1-D tensors, or ``"norm"``, ρ‖b‖ g/‖g‖.
+        weight_scale: Whether to multiply a matrix' perturbation by ‖W‖_F.
+
+    > Parameters of the groups
+
+    Attributes:
+        domain_column: Name of the column that holds the group; ``None`` trains as one group: ascent only, no agreement,
+            no noise.
+        domain_sampling: ``"balanced"`` (an equal share of every group in every batch) or ``"natural"`` (as it is).
+        perturbation_scope: ``"global"``: ε and S from the whole batch over all ranks and accumulation steps;
+            ``"local"``: each micro-batch of each rank has its own ε (m-sharpness).
+        same_dropout: Whether the second pass draws the first pass's dropout masks.
+    """
+
+    method: MethodOrName = field(
+        default="sage", metadata={"help": f"One of {', '.join(METHODS)}, or (from Python) a Method object."}
+    )
+    rho: float | None = field(
+        default=None, metadata={"help": "Perturbation radius; by default the method's own (SAGE 1e-6, SAM 0.05)."}
+    )
+    gamma: float | None = field(
+        default=None, metadata={"help": "Noise scale; by default the method's own (SAGE 1e-6)."}
+    )
+    polar: PolarPreset = field(
+        default="auto",
+        metadata={"help": "Polar factor: auto, polar_express, muon (quintic), cubic (eq. 7), svd (exact)."},
+    )
+    polar_steps: int = field(default=5, metadata={"help": "Iterations of the polar factor."})
+    bias_radius: BiasRadius = field(
+        default="fixed", metadata={"help": "Radius of 1-D tensors: fixed (the paper's) or norm (relative)."}
+    )
+    weight_scale: bool = field(default=True, metadata={"help": "Scale a matrix' perturbation by its Frobenius norm."})
+    domain_column: str | None = field(
+        default="domain", metadata={"help": "Column that holds the group; 'none' trains as one group."}
+    )
+    domain_sampling: DomainSampling = field(
+        default="balanced",
+        metadata={"help": "balanced: equal share of every group in every batch; natural: as it is."},
+    )
+    perturbation_scope: PerturbationScope = field(
+        default="global", metadata={"help": "global: one perturbation a step; local: one a micro-batch and rank."}
+    )
+    same_dropout: bool = field(
+        default=False, metadata={"help": "Draw the first pass's dropout masks in the second pass again."}
+    )
+
+    def __post_init__(self) -> None:
+        """Checks the fields.
+
+        Raises:
+            ValueError: If a field has a value it cannot have; the message lists those it can.
+        """
+        if self.domain_column is not None and self.domain_column.lower() == "none":
+            self.domain_column = None
+        _one_of("polar", self.polar, PRESETS)
+        _one_of("domain_sampling", self.domain_sampling, get_args(DomainSampling))
+        _one_of("perturbation_scope", self.perturbation_scope, get_args(PerturbationScope))
+        self.build_method()
+        # Alone this class has no parent to tell; beside any TrainingArguments it has.
+        if isinstance(self, TrainingArguments):
+            super().__post_init__()  # type: ignore[misc]
+
+    def build_method(self) -> Method:
+        """The method these fields describe.
+
+        Raises:
+            ValueError: If the name is unknown, or ρ, γ or a field of the ascent is not one the method takes.
+        """
+        given = {name: value for name, value in (("rho", self.rho), ("gamma", self.gamma)) if value is not None}
+        if isinstance(self.method, Method):
+            if given:
+                raise ValueError(
+                    f"{' and '.join(given)} cannot be set beside a Method object, which has its own. "
+                    "Set them where the Method is built."
+                )
+            return self.method
+        if self.method not in METHODS:
+            raise ValueError(
+                f"Unknown method {self.method!r}: use one of {', '.join(map(repr, METHODS))}, or a Method."
+            )
+        build = METHODS[self.method]
+        takes = inspect.signature(build).parameters
+        if unknown := [name for name in given if name not in takes]:
+            raise ValueError(
+                f"Method {self.method!r} has no {' and no '.join(unknown)}: leave that "
+                f"unset. It takes {', '.join(takes) or 'no hyperparameters'}."
+            )
+        shape: dict[str, object] = {"polar": self.polar, "polar_steps": self.polar_steps}
+        shape |= {"bias_radius": self.bias_radius, "weight_scale": self.weight_scale}
+        return build(**given, **{name: value for name, value in shape.items() if name in takes})
+
+
+@dataclass
+class SAGEConfig(SAGEArguments, TrainingArguments):
+    """`transformers.TrainingArguments` with the fields of `SAGEArguments`.
+
+    Example:
+        >>> args = SAGEConfig("out", rho=1e-6, gamma=1e-6, domain_column="domain")
+    """
+
+    def to_dict(self) -> dict[str, Any]:
+        """As TrainingArguments does it, with a Method object by its name."""
+        fields: dict[str, Any] = super().to_dict()
+        if isinstance(self.method, Method):
+            fields["method"] = self.method.name
+        return fields
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"Unknown {name} {value!r}: use one of {', '.join(map(repr, allowed))}.")

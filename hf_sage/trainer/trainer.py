@@ -1,0 +1,333 @@
+"""`transformers.Trainer` with one method replaced: ``training_step`` is the two-pass step of `hf_sage.engine`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hf_sage.engine import StepReport, descend, mean_over_ranks, step_seed, two_pass_step
+from hf_sage.engine.distributed import sum_over_ranks
+from hf_sage.engine.step import trainable
+from hf_sage.methods import Method
+from hf_sage.trainer.collator import DomainCollator
+from hf_sage.trainer.config import SAGEArguments
+from hf_sage.trainer.evaluation import Metrics, average_and_worst, metrics_by_domain
+from hf_sage.trainer.groups import check_column, columns_of, domain_values, group_names
+from hf_sage.trainer.logs import StepLog
+from hf_sage.trainer.loss import count_items, divides_by_items
+from hf_sage.trainer.refusals import refuse_what_cannot_be_exact
+from hf_sage.trainer.sampler import DomainBalancedSampler
+from hf_sage.trainer.window import Inputs, Rows, as_parts, cut, items_by_group
+
+if TYPE_CHECKING:
+    _Base: TypeAlias = Trainer
+else:
+    _Base = object
+
+
+class SAGEMixin(_Base):
+    """The two-pass, group-aware step on top of `transformers.Trainer` or any subclass of it.
+
+    Put it first among the bases: ``class SAGESFTTrainer(SAGEMixin, SFTTrainer): ...``. The arguments may be a
+    `SAGEConfig`, any arguments class combined with `SAGEArguments`, or plain ones, which get SAGE's defaults.
+
+    What changes against the base: ``training_step``; rows come balanced over domains (``domain_sampling``); the domain
+    column reaches the step and never the model; log entries and evaluation metrics by domain. The optimizer, scheduler,
+    clipping, loss scaling, checkpoints and callbacks are the base's.
+
+    Raises:
+        ValueError: If the training set lacks the domain column or has fewer than two domains, or if the set-up
+            (DeepSpeed, FSDP, DataParallel, optimizers that step inside backward) cannot give the exact step.
+    """
+
+    data_collator: Any
+    compute_metrics: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sage_args = self.args if isinstance(self.args, SAGEArguments) else SAGEArguments()
+        refuse_what_cannot_be_exact(self.args, self.accelerator, self.sage_method)
+        self._column = self.sage_args.domain_column
+        self._group_names: dict[int, str] = {}
+        if self._column is not None:
+            self.data_collator = DomainCollator(self.data_collator, self._column)
+            if self.train_dataset is not None:
+                check_column(self.train_dataset, self._column)
+        self._window: list[Inputs] = []
+        self._report: StepReport | None = None
+        self._step_log = StepLog()
+        self._loss_divides_by_items: bool | None = None
+        self._evaluated_domains: list[Tensor] = []
+        self.add_callback(_StepHooks(self))
+
+    @property
+    def sage_method(self) -> Method:
+        """The method that the arguments describe now: a hyperparameter search changes them between trainings."""
+        return self.sage_args.build_method()
+
+    # ---- The step ----
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Collects the micro-batches of an update and, with the last of them, runs the two-pass step on them all.
+
+        Returns:
+            The clean loss of the whole update with the last micro-batch, 0 with those before it, so that what Trainer
+            adds up and logs is the clean loss.
+        """
+        method = self.sage_method
+        if method.is_plain:
+            if self.args.gradient_accumulation_steps * self.args.world_size > 1:
+                self._measure_loss(model, self._without_domain(inputs), num_items_in_batch)
+            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+            return loss
+        self._window.append(dict(inputs))
+        if not self.accelerator.sync_gradients:
+            return torch.zeros((), device=self.args.device)
+        window, self._window = self._window, []
+        model.train()
+        if callable(getattr(self.optimizer, "train", None)):  # schedule-free optimizers, as Trainer does
+            self.optimizer.train()
+        # Gradients are averaged over ranks below: DistributedDataParallel would average K+1 times, at the wrong points.
+        with self.accelerator.no_sync(model):
+            self._report = self._two_passes(model, method, window, num_items_in_batch)
+        return self._report.loss
+
+    def _two_passes(
+        self, model: nn.Module, method: Method, window: list[Inputs], num_items: Tensor | int | None
+    ) -> StepReport:
+        pieces = [self._cut(inputs, method) for inputs in window]
+        rows = [piece for micro_batch in pieces for piece in micro_batch]
+        divides = self._measure_loss(model, rows[0].inputs, num_items) if rows else False
+        items = items_by_group(rows)
+        if divides:
+            # The loss is already divided, by the items of all ranks or of this one: then Trainer scales it accordingly.
+            over_ranks = self.args.world_size if self.args.average_tokens_across_devices else 1
+            weight = over_ranks / float(num_items)  # type: ignore[arg-type]
+        else:
+            weight = self.args.world_size / sum(items.values())
+
+        def loss(inputs: Inputs) -> Tensor:
+            prepared = self._prepare_inputs(dict(inputs))  # its own copy for each pass: compute_loss pops the labels
+            with self.compute_loss_context_manager():
+                value = self.compute_loss(model, prepared, num_items_in_batch=num_items if divides else None)
+            return value  # type: ignore[no-any-return]
+
+        local = self.sage_args.perturbation_scope == "local"
+        reports = [
+            two_pass_step(
+                model,
+                as_parts(chunk, loss, weight, scale_loss=not divides),
+                method,
+                backward=self.accelerator.backward,
+                groups=None if local else list(items),
+                reduce=None if local else mean_over_ranks,
+                same_dropout=self.sage_args.same_dropout,
+            )
+            for chunk in (pieces if local else [rows])
+        ]
+        report = StepReport.merge(reports)
+        if local or report.perturbed_loss is not None:
+            self._average_gradients(model)
+        if local:  # the noise must be the same on all ranks
+            report = replace(report, agreement=sum_over_ranks(report.agreement) / self.args.world_size)
+        return report
+
+    def _cut(self, inputs: Inputs, method: Method) -> list[Rows]:
+        groups = inputs.pop(self._column, None) if self._column is not None else None
+        if groups is None and self._column is not None and method.needs_groups:
+            raise ValueError(
+                f"The batch has no domain column {self._column!r}; it has: {', '.join(map(repr, inputs))}. "
+                "Keep the column in the dataset (a transform may have dropped it), or train without groups "
+                "by domain_column=None."
+            )
+        # Older releases count label items unshifted and have no such attribute.
+        shifts = bool(getattr(self, "_loss_shifts_labels", False))
+        return cut(
+            inputs,
+            groups if method.needs_groups else None,
+            lambda own, size: count_items(own, size, shifts),
+        )
+
+    def _measure_loss(self, model: nn.Module, inputs: Inputs, num_items: Tensor | int | None) -> bool:
+        """Whether the loss is divided by ``num_items``; if Trainer took it for granted and is wrong, tells it."""
+        if num_items is None:
+            return False
+        if self._loss_divides_by_items is None:
+
+            def loss(items: Tensor | int) -> Tensor:
+                with self.compute_loss_context_manager():
+                    prepared = self._prepare_inputs(dict(inputs))
+                    return self.compute_loss(model, prepared, num_items_in_batch=items)  # type: ignore[no-any-return]
+
+            model.train()
+            self._loss_divides_by_items = divides_by_items(loss, num_items, model)
+            if not self._loss_divides_by_items:
+                self.model_accepts_loss_kwargs = False
+                self.loss_is_scaled_for_ga = False
+        return self._loss_divides_by_items
+
+    def _average_gradients(self, model: nn.Module) -> None:
+        parameters = trainable(model)
+        for p, g in zip(parameters, mean_over_ranks([p.grad for p in parameters], parameters), strict=True):
+            p.grad = g
+
+    def finish_step(self) -> None:
+        """Applies the method's corrections to the clipped gradient; called right before the optimizer's step."""
+        report, self._report = self._report, None
+        if report is None:
+            return
+        facts: dict[str, Tensor] = {}
+        if report.is_finite:
+            seed = step_seed(self.args.seed, self.state.global_step)
+            facts = descend(self.model, self.sage_method, report.agreement, seed)
+        self._step_log.add(report, facts)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As the base computes it, without the domain column."""
+        return super().compute_loss(model, self._without_domain(inputs), *args, **kwargs)
+
+    def _without_domain(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in inputs.items() if name != self._column} if self._column else inputs
+
+    # ---- Data ----
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if self._column is not None and self._column not in self._signature_columns:
+            self._signature_columns.append(self._column)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset = train_dataset if train_dataset is not None else self.train_dataset
+        if self._column is None or not _has_rows(dataset):
+            return super()._get_train_sampler(dataset)
+        check_column(dataset, self._column)
+        domains = domain_values(dataset, self._column)
+        self._group_names |= group_names(dataset, self._column, domains)
+        found = sorted({str(domain) for domain in domains})
+        method = self.sage_method
+        if method.needs_groups and len(found) < 2:
+            raise ValueError(
+                f"Method {method.name!r} compares the gradients of at least two domains; column "
+                f"{self._column!r} has {len(found)}. Add data of another domain, or train without groups by "
+                "domain_column=None."
+            )
+        if self.sage_args.domain_sampling == "natural":
+            return super()._get_train_sampler(dataset)
+        local = self.sage_args.perturbation_scope == "local"
+        if method.needs_groups and local and self._train_batch_size < len(found):
+            raise ValueError(
+                f"With perturbation_scope='local' each micro-batch has its own agreement, and {self._train_batch_size} "
+                f"rows cannot hold {len(found)} domains. Raise per_device_train_batch_size to {len(found)} or more."
+            )
+        batch = self._train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return DomainBalancedSampler(domains, batch, seed)
+
+    # ---- Logs and evaluation ----
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds to a training entry what the steps since the last one found."""
+        if "loss" in logs:
+            logs |= self._step_log.pop(self._names())
+        super().log(logs, *args, **kwargs)
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+        **kwargs: Any,
+    ) -> dict[str, float]:
+        """As the base evaluates, and for a dictionary of datasets also the average and the worst over them."""
+        metrics: Metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **kwargs)
+        sets = eval_dataset if eval_dataset is not None else self.eval_dataset
+        if isinstance(sets, dict):
+            own = {name: _with_prefix(metrics, f"{metric_key_prefix}_{name}_") for name in sets}
+            summary = {f"{metric_key_prefix}_{key}": value for key, value in average_and_worst(own).items()}
+            self.log(dict(summary))
+            metrics |= summary
+        return metrics
+
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the base's, with ``compute_metrics`` applied by domain too where the rows have one."""
+        compute, self._evaluated_domains = self.compute_metrics, []
+        names = self._names()
+        if self._column is not None and self._column in (columns_of(dataloader.dataset) or ()):
+            names |= group_names(dataloader.dataset, self._column)
+
+        def by_domain(prediction: EvalPrediction) -> Metrics:
+            if not self._evaluated_domains:
+                return dict(compute(prediction))
+            domains = np.concatenate([d.numpy(force=True) for d in self._evaluated_domains])
+            return metrics_by_domain(compute, prediction, domains, names | self._names())
+
+        # Metrics made batch by batch, and batches left apart, have no rows that could be told by domain.
+        if compute is not None and not self.args.batch_eval_metrics and self.args.eval_do_concat_batches:
+            self.compute_metrics = by_domain
+        try:
+            return super().evaluation_loop(dataloader, *args, **kwargs)
+        finally:
+            self.compute_metrics = compute
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As the base's, with the domains of the rows gathered in the order of the predictions."""
+        domains = inputs.get(self._column) if self._column else None
+        if domains is not None and self.compute_metrics is not None:
+            self._evaluated_domains.append(self.gather_function(self._prepare_input(domains)))
+        return super().prediction_step(model, self._without_domain(inputs), *args, **kwargs)
+
+    def _names(self) -> dict[int, str]:
+        met = self.data_collator.names if isinstance(self.data_collator, DomainCollator) else {}
+        return met | self._group_names
+
+
+class SAGETrainer(SAGEMixin, Trainer):
+    """`transformers.Trainer` with SAGE's step: the same arguments in the same order; see `SAGEMixin`.
+
+    Example:
+        >>> trainer = SAGETrainer(
+        ...     model=model,
+        ...     args=SAGEConfig("out", rho=1e-6, gamma=1e-6, domain_column="domain"),
+        ...     train_dataset=train,
+        ... )  # doctest: +SKIP
+    """
+
+
+class _StepHooks(TrainerCallback):
+    """The two moments of an update that Trainer announces by callbacks."""
+
+    def __init__(self, trainer: SAGEMixin) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forgets the steps of an earlier training that were never logged."""
+        self._trainer._step_log = StepLog()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forgets micro-batches of an update that an exception cut short."""
+        self._trainer._window.clear()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """After clipping, before the optimizer."""
+        self._trainer.finish_step()
+
+
+def _has_rows(dataset: Any) -> bool:
+    return hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+
+
+def _with_prefix(metrics: Metrics, prefix: str) -> Metrics:
+    return {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}

@@ -1,0 +1,91 @@
+"""The micro-batches of an update, cut into parts of one group each whose losses sum to the batch's."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from hf_sage.engine import Part
+from hf_sage.engine.distributed import is_distributed
+from hf_sage.trainer.collator import split_rows, take_rows
+
+Inputs = dict[str, Any]
+
+EVERYTHING = -1
+"""The group of all rows, for methods that need no groups. No group of a dataset is negative but by an odd choice of
+integers, and then the name alone is shared: parts of both kinds never meet in one step."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one group in one micro-batch, and how many items their mean loss averages over."""
+
+    group: int
+    inputs: Inputs
+    items: int
+
+
+def cut(inputs: Inputs, groups: Tensor | None, count: Callable[[Inputs, int], int]) -> list[Rows]:
+    """Cuts a micro-batch by group.
+
+    Args:
+        inputs: The micro-batch without its domain column.
+        groups: The group of each row; ``None`` keeps the micro-batch whole.
+        count: The number of loss items of some inputs with so many rows.
+
+    Returns:
+        The rows of each group that has any item to learn from.
+    """
+    if groups is None:
+        size = batch_size(inputs)
+        pieces = [Rows(EVERYTHING, inputs, count(inputs, size))]
+    else:
+        pieces = []
+        for group, rows in split_rows(groups.tolist()).items():
+            own = inputs if len(rows) == len(groups) else take_rows(inputs, rows, len(groups))
+            pieces.append(Rows(group, own, count(own, len(rows))))
+    return [piece for piece in pieces if piece.items]
+
+
+def items_by_group(rows: list[Rows]) -> dict[int, int]:
+    """The number of items of each group over all ranks, in an order all ranks share."""
+    own = Counter[int]()
+    for piece in rows:
+        own[piece.group] += piece.items
+    everyone = [own]
+    if is_distributed():
+        everyone = [Counter() for _ in range(dist.get_world_size())]
+        dist.all_gather_object(everyone, own)
+    total = sum(everyone, Counter[int]())
+    return {group: total[group] for group in sorted(total)}
+
+
+def as_parts(rows: list[Rows], loss: Callable[[Inputs], Tensor], weight: float, *, scale_loss: bool) -> list[Part]:
+    """The parts of a step.
+
+    Args:
+        rows: The pieces of all micro-batches of this rank.
+        loss: The loss of some inputs.
+        weight: The weight of one item.
+        scale_loss: Whether ``loss`` is a mean over the inputs' items that the weight is still to be applied to; if not,
+            it is already divided by the items of the whole batch.
+    """
+
+    def share(piece: Rows, own_weight: float) -> Callable[[], Tensor]:
+        def value() -> Tensor:
+            mean = loss(piece.inputs)
+            return mean * own_weight if scale_loss else mean
+
+        return value
+
+    return [Part(piece.group, piece.items * weight, share(piece, piece.items * weight)) for piece in rows]
+
+
+def batch_size(inputs: Mapping[str, Any]) -> int:
+    """The number of rows of the first tensor that has rows, 1 if none has."""
+    return next((v.shape[0] for v in inputs.values() if isinstance(v, Tensor) and v.dim() > 0), 1)
