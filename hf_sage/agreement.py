@@ -13,11 +13,14 @@ This module needs torch alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations_with_replacement
 
 import torch
 from torch import Tensor
+
+CHUNK = 2**18
+"""Elements from which on a vector is long enough for one product."""
 
 __all__ = ["gradient_agreement", "gram_matrix", "noise_scale"]
 
@@ -29,18 +32,20 @@ def gram_matrix(gradients: Sequence[Sequence[Tensor | None]]) -> Tensor:
         gradients: For each of K groups the gradient of every parameter, in one order; ``None`` stands for zero.
 
     Returns:
-        The ``(K, K)`` Gram matrix in fp64: per-parameter products in the gradients' precision (fp32 at the least),
-        summed in fp64, so that 10⁸ small terms do not vanish beside large ones.
+        The ``(K, K)`` Gram matrix in fp64: products over a few parameters at a time in the gradients' precision (fp32
+        at the least), summed in fp64.
     """
     k = len(gradients)
-    device = next((t.device for row in gradients for t in row if t is not None), torch.device("cpu"))
-    gram = torch.zeros(k, k, dtype=torch.float64, device=device)
-    for tensors in zip(*gradients, strict=True):
-        for i, j in combinations_with_replacement(range(k), 2):
-            a, b = tensors[i], tensors[j]
-            if a is not None and b is not None:
-                gram[i, j] += _inner(a, b)
-    return gram + gram.triu(1).mT
+    pairs = list(combinations_with_replacement(range(k), 2))
+    totals: list[Tensor] = []
+    for rows in _flat_chunks(gradients):
+        products = torch.stack([torch.dot(rows[i], rows[j]) for i, j in pairs]).double()
+        totals.append(products.to(totals[0].device) if totals else products)
+    total = torch.stack(totals).sum(0) if totals else torch.zeros(len(pairs), dtype=torch.float64)
+    gram = total.new_zeros(k, k)
+    for value, (i, j) in zip(total, pairs, strict=True):
+        gram[i, j] = gram[j, i] = value
+    return gram
 
 
 def gradient_agreement(gram: Tensor) -> Tensor:
@@ -89,6 +94,23 @@ def noise_scale(s: Tensor | float, gamma: float) -> Tensor:
     return gamma * (1 - torch.as_tensor(s, dtype=torch.float64))
 
 
-def _inner(a: Tensor, b: Tensor) -> Tensor:
-    dtype = torch.promote_types(a.dtype, torch.float32)
-    return torch.dot(a.reshape(-1).to(dtype), b.reshape(-1).to(dtype)).double()
+def _flat_chunks(gradients: Sequence[Sequence[Tensor | None]]) -> Iterator[list[Tensor]]:
+    """One vector a group for runs of parameters: a few large products instead of many small ones."""
+    chunk: list[list[Tensor]] = []
+    size = 0
+    for column in zip(*gradients, strict=True):
+        like = next((t for t in column if t is not None), None)
+        if like is None:
+            continue
+        if chunk and (size >= CHUNK or like.device != chunk[0][0].device):
+            yield _flatten(chunk)
+            chunk, size = [], 0
+        chunk.append([torch.zeros_like(like) if t is None else t for t in column])
+        size += like.numel()
+    if chunk:
+        yield _flatten(chunk)
+
+
+def _flatten(chunk: list[list[Tensor]]) -> list[Tensor]:
+    wide = [[t.reshape(-1).to(torch.promote_types(t.dtype, torch.float32)) for t in column] for column in chunk]
+    return [torch.cat(row) if len(row) > 1 else row[0] for row in zip(*wide, strict=True)]
