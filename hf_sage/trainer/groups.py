@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import datasets
+import numpy as np
+from torch import Tensor
 
 
 def group_id(value: object) -> int:
@@ -19,12 +21,24 @@ def group_id(value: object) -> int:
     Raises:
         TypeError: If the value is neither a string nor an integer.
     """
+    value = plain_value(value)
+    if isinstance(value, int):
+        return value
+    return int.from_bytes(hashlib.blake2b(value.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def plain_value(value: object) -> str | int:
+    """A domain as a string or an integer; 0-dimensional tensors and arrays, which hash by identity, as what they hold.
+
+    Raises:
+        TypeError: If it is neither.
+    """
     if isinstance(value, str):
-        return int.from_bytes(hashlib.blake2b(value.encode(), digest_size=8).digest(), "big") >> 1
+        return str(value)
     if isinstance(value, numbers.Integral):
         return int(value)
-    if (item := getattr(value, "item", None)) is not None:  # 0-dimensional tensors and arrays
-        return group_id(item())
+    if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
+        return plain_value(value.item())
     raise TypeError(
         f"A domain must be a string, a ClassLabel or an integer; got {value!r} of type {type(value).__name__}. "
         "Give every row a domain, or train without groups by domain_column=None."
@@ -53,11 +67,11 @@ def check_column(dataset: Any, column: str) -> None:
         )
 
 
-def domain_values(dataset: Any, column: str) -> Sequence[object]:
-    """The domain of every row of a map-style dataset; reads that column alone where the dataset has columns."""
+def domain_values(dataset: Any, column: str) -> list[str | int]:
+    """The domain of every row of a map-style dataset; a `datasets.Dataset` is read in that column alone."""
     if isinstance(dataset, datasets.Dataset):
-        return list(dataset.with_format(None)[column])
-    return [dataset[i][column] for i in range(len(dataset))]
+        return [plain_value(value) for value in dataset.with_format(None)[column]]
+    return [plain_value(dataset[i][column]) for i in range(len(dataset))]
 
 
 def group_names(dataset: Any, column: str, values: Iterable[object] | None = None) -> dict[int, str]:
@@ -68,8 +82,8 @@ def group_names(dataset: Any, column: str, values: Iterable[object] | None = Non
         column: The domain column.
         values: The domains of its rows, if they are at hand; a `datasets.Dataset` looks them up otherwise.
     """
-    features = dataset.features if isinstance(dataset, datasets.Dataset | datasets.IterableDataset) else None
-    label = features.get(column) if features else None
+    features = getattr(dataset, "features", None)  # any dataset may describe its columns as `datasets` does
+    label = features.get(column) if isinstance(features, datasets.Features) else None
     if isinstance(label, datasets.ClassLabel):
         return dict(enumerate(label.names))
     if values is None:

@@ -50,9 +50,7 @@ class SAGEMixin(_Base):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.sage_args = self.args if isinstance(self.args, SAGEArguments) else SAGEArguments()
         refuse_what_cannot_be_exact(self.args, self.accelerator, self.sage_method)
-        self._column = self.sage_args.domain_column
         self._group_names: dict[int, str] = {}
         if self._column is not None:
             self.data_collator = DomainCollator(self.data_collator, self._column)
@@ -66,9 +64,18 @@ class SAGEMixin(_Base):
         self.add_callback(_StepHooks(self))
 
     @property
+    def sage_args(self) -> SAGEArguments:
+        """The fields of this step: those of the trainer's arguments, or SAGE's defaults beside plain ones."""
+        return self.args if isinstance(self.args, SAGEArguments) else SAGEArguments()
+
+    @property
     def sage_method(self) -> Method:
         """The method that the arguments describe now: a hyperparameter search changes them between trainings."""
         return self.sage_args.build_method()
+
+    @property
+    def _column(self) -> str | None:
+        return self.sage_args.domain_column
 
     # ---- The step ----
 

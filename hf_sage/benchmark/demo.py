@@ -1,0 +1,133 @@
+"""``hf-sage demo``: ERM, SAM and SAGE on style_digits, every domain held out once, and what came out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from hf_sage.benchmark.plots import plot_comparison
+from hf_sage.benchmark.records import Record, write_atomic
+from hf_sage.benchmark.runs import Job
+from hf_sage.benchmark.tables import aggregate, verdict
+from hf_sage.benchmark.workers import available_cores, run_all
+from hf_sage.data import domain_names, load_embedded
+
+
+def settings() -> dict[str, Any]:
+    """The demo's settings from ``demo.yaml``: methods with their tuned hyperparameters, steps, seeds."""
+    text = resources.files("hf_sage.benchmark").joinpath("demo.yaml").read_text(encoding="utf-8")
+    loaded: dict[str, Any] = yaml.safe_load(text)
+    return loaded
+
+
+def demo_jobs(
+    *,
+    seeds: int | None = None,
+    steps: int | None = None,
+    methods: Sequence[str] | None = None,
+    held_out: Sequence[str] | None = None,
+) -> list[Job]:
+    """The demo's jobs: every method on every held-out domain with every seed, seeds outermost.
+
+    Args:
+        seeds: Number of seeds; ``None`` takes the demo's own, as do the others.
+        steps: Number of updates.
+        methods: Which methods.
+        held_out: Which domains to hold out in turn.
+
+    Raises:
+        ValueError: If a method or domain is not the demo's.
+    """
+    given = settings()
+    domains = domain_names(load_embedded(given["dataset"])["train"])
+    methods = _subset("method", methods, list(given["methods"]))
+    held_out = _subset("held-out domain", held_out, domains)
+    return [
+        Job(
+            dataset=given["dataset"],
+            method=method,
+            held_out=domain,
+            seed=seed,
+            steps=steps or given["steps"],
+            rows_per_domain=given["rows_per_domain"],
+            learning_rate=given["methods"][method]["learning_rate"],
+            hyperparameters={k: v for k, v in given["methods"][method].items() if k != "learning_rate"},
+        )
+        for seed in range(seeds or given["seeds"])
+        for domain in held_out
+        for method in methods
+    ]
+
+
+def demo(
+    jobs: Sequence[Job], folder: Path, *, workers: int | None = None, console: Console | None = None
+) -> list[Record]:
+    """Runs the jobs and writes ``table.md``, ``results.json``, ``results.csv``, ``comparison.png`` and ``model/``.
+
+    The model is that of the last method for the first held-out domain and seed.
+
+    Args:
+        jobs: What to run, see `demo_jobs`.
+        folder: Where everything goes; must be writable.
+        workers: Number of processes; by default one a core.
+        console: Where progress and table go.
+
+    Returns:
+        The records, in the order of the jobs.
+    """
+    console = console or Console()
+    make_folder(folder)
+    workers = min(workers or available_cores(), len(jobs))
+    shown = next(job for job in reversed(jobs) if (job.seed, job.held_out) == (jobs[0].seed, jobs[0].held_out))
+    console.print(
+        f"{len(jobs)} runs of {jobs[0].steps} steps on {jobs[0].dataset} in {workers} process(es): "
+        "each method trains on all domains but one and is tested on that one."
+    )
+    records = run_all(
+        jobs, workers=workers, console=console, save_to=lambda job: folder / "model" if job is shown else None
+    )
+    table = aggregate(records)
+    summary = verdict(records, method=jobs[-1].method)
+    note = "Accuracy in % on the held-out domain, mean ± standard error over seeds. Made by `hf-sage demo`."
+    write_atomic(folder / "table.md", f"{table.to_markdown()}\n{summary}\n\n{note}\n")
+    write_atomic(folder / "results.json", json.dumps([asdict(record) for record in records], indent=1) + "\n")
+    write_atomic(folder / "results.csv", table.to_csv())
+    plot_comparison(records, folder / "comparison.png")
+    console.print(table.to_rich())
+    console.print(summary)
+    console.print(
+        f"Written to {folder}/: table.md, results.json, results.csv, comparison.png, and model/ "
+        f"({shown.method}, {shown.held_out} held out; load it with AutoModelForImageClassification.from_pretrained)."
+    )
+    return records
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder for results and checks that it takes them.
+
+    Raises:
+        OSError: If it cannot be made or written to; the message says what to do.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".write-test"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(
+            f"Cannot write to {folder} ({error.strerror}). Name a folder you may write to by --output-dir."
+        ) from error
+
+
+def _subset(what: str, given: Sequence[str] | None, known: list[str]) -> list[str]:
+    unknown = [name for name in given or () if name not in known]
+    if unknown:
+        raise ValueError(f"Unknown {what} {', '.join(map(repr, unknown))}: use some of {', '.join(map(repr, known))}.")
+    return list(given) if given else known

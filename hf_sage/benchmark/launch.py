@@ -1,0 +1,67 @@
+"""From one process to several: flags that are accelerate's start it, and processes that did not start are noticed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import torch
+from accelerate.commands.launch import launch_command_parser
+
+
+def relaunch(argv: Sequence[str], launch_flags: Sequence[str]) -> NoReturn:
+    """Replaces this process by ``accelerate launch <launch_flags> -m hf_sage.cli train <the rest>``.
+
+    Without a GPU, ``accelerate launch --cpu --num_processes 2`` starts one process and says nothing. The form that
+    starts two, with the gloo backend, is ``--multi_gpu`` under ``ACCELERATE_USE_CPU``; so that is what is launched.
+
+    Raises:
+        ValueError: If a flag is not accelerate's either.
+    """
+    flags = list(launch_flags)
+    parsed, unknown = launch_command_parser().parse_known_args([*flags, "script"])
+    if unknown or parsed.training_script != "script":
+        odd = unknown[0] if unknown else parsed.training_script
+        raise ValueError(f"Unknown option {odd!r}: neither `hf-sage train` nor `accelerate launch` has it. See --help.")
+    environment = dict(os.environ)
+    if parsed.cpu or parsed.use_cpu or not torch.cuda.is_available():
+        flags = [flag for flag in flags if flag not in ("--cpu", "--use_cpu")]
+        environment["ACCELERATE_USE_CPU"] = "true"
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // (parsed.num_processes or 1))))
+        if (parsed.num_processes or 1) > 1 and not parsed.multi_gpu:
+            flags.append("--multi_gpu")
+    for option, value in (("--num_machines", "1"), ("--mixed_precision", "no"), ("--dynamo_backend", "no")):
+        if not any(flag.split("=")[0] == option for flag in flags):
+            flags += [option, value]  # else accelerate warns that it chose them
+    own = _without(argv, launch_flags)
+    command = [sys.executable, "-m", "accelerate.commands.launch", *flags, "-m", "hf_sage.cli", "train", *own]
+    os.execve(sys.executable, command, environment)
+
+
+def check_processes() -> None:
+    """Raises if several processes were asked of ``accelerate launch`` and only this one started.
+
+    Its launcher for the CPU announces a meeting point for the processes and then starts one, which has no rank.
+    """
+    environment = os.environ
+    launched = "ACCELERATE_MIXED_PRECISION" in environment
+    if launched and "MASTER_ADDR" in environment and not {"RANK", "LOCAL_RANK", "WORLD_SIZE"} & set(environment):
+        raise RuntimeError(
+            "accelerate launch was asked for several processes on the CPU but started one, as it does with --cpu. Use "
+            "`hf-sage train --num_processes N ...`, or `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu "
+            "--num_processes N scripts/train.py ...`."
+        )
+
+
+def _without(argv: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """``argv`` without the first occurrence of each flag, in order."""
+    left = list(flags)
+    kept = []
+    for word in argv:
+        if left and word == left[0]:
+            left.pop(0)
+        else:
+            kept.append(word)
+    return kept

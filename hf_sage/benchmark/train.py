@@ -1,0 +1,139 @@
+"""``hf-sage train``: one model on one dataset, with one domain held out."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser, set_seed
+
+from hf_sage.benchmark.demo import make_folder
+from hf_sage.benchmark.launch import check_processes, relaunch
+from hf_sage.benchmark.records import write_atomic
+from hf_sage.benchmark.runs import accuracy
+from hf_sage.data import ImageCollator, domain_names, hold_out, load_domains
+from hf_sage.models import TINY_CLIP, image_classifier
+from hf_sage.trainer import SAGEConfig, SAGETrainer
+
+
+@dataclass
+class RunArguments:
+    """What to train on.
+
+    Attributes:
+        dataset: ``style_digits``, ``rotated_digits`` or ``colored_digits``; a folder laid out ``domain/class/*.jpg``;
+            or the name of a dataset on the Hub.
+        held_out: The domain that is kept from training and tested on at the end.
+        model: A checkpoint by Hub name or path, or ``tiny-clip``, which needs no download.
+        split: Split of a dataset on the Hub.
+        revision: Its revision.
+        image_column: Column of the images.
+        label_column: Column of the labels.
+        validation_fraction: Share of each source domain's rows that is validated on.
+        on_bad_image: ``error`` names an unreadable image and stops; ``skip`` leaves such images out and counts them.
+    """
+
+    dataset: str = field(default="style_digits", metadata={"help": "Embedded name, folder or Hub name."})
+    held_out: str | None = field(default=None, metadata={"help": "The domain to keep from training; needed."})
+    model: str = field(default=TINY_CLIP, metadata={"help": "Checkpoint by Hub name or path, or tiny-clip."})
+    split: str = field(default="train", metadata={"help": "Split of a dataset on the Hub."})
+    revision: str | None = field(default=None, metadata={"help": "Revision of a dataset on the Hub."})
+    image_column: str = field(default="image", metadata={"help": "Column of the images."})
+    label_column: str = field(default="label", metadata={"help": "Column of the labels."})
+    validation_fraction: float = field(default=0.2, metadata={"help": "Share of each source domain to validate on."})
+    on_bad_image: str = field(default="error", metadata={"help": "error or skip.", "choices": ["error", "skip"]})
+
+
+def parse(argv: Sequence[str]) -> tuple[RunArguments, SAGEConfig, list[str]]:
+    """Reads flags, over a YAML file if ``--config`` names one.
+
+    Returns:
+        Both groups of arguments, and the flags that belong to neither: those of ``accelerate launch``.
+
+    Raises:
+        ValueError: If the file has an entry that is no argument.
+    """
+    parser = HfArgumentParser((RunArguments, SAGEConfig), prog="hf-sage train", allow_abbrev=False)
+    parser.add_argument("--config", help="YAML file with any of these arguments; flags win over it.")
+    file = _config_option(argv)
+    if file is not None:
+        parser.set_defaults(**_read_config(file))
+    run, config, _, rest = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
+    return run, config, rest
+
+
+def train(argv: Sequence[str]) -> dict[str, float]:
+    """Trains, evaluates on the source domains and on the held-out one, and saves; the body of ``hf-sage train``.
+
+    Returns:
+        The metrics, also written to ``results.json`` in the output directory.
+
+    Raises:
+        ValueError, OSError: For arguments, data or folders that will not do; the message says what will.
+    """
+    run, config, launch_flags = parse(argv)
+    if launch_flags:
+        relaunch(argv, launch_flags)
+    check_processes()
+    make_folder(Path(config.output_dir))
+    set_seed(config.seed)
+    column = config.domain_column or "domain"
+    data = load_domains(
+        run.dataset,
+        seed=config.seed,
+        split=run.split,
+        revision=run.revision,
+        on_bad_image=run.on_bad_image,
+        image_column=run.image_column,
+        label_column=run.label_column,
+    )
+    if run.held_out is None:
+        known = domain_names(data if hasattr(data, "features") else data["train"], column)
+        raise ValueError(f"Which domain is to be held out? Choose by --held_out one of {', '.join(map(repr, known))}.")
+    splits = hold_out(data, run.held_out, run.validation_fraction, config.seed, column, run.label_column)
+    model, processor = image_classifier(run.model, splits["train"].features[run.label_column].names)
+    config.remove_unused_columns = False  # the collator reads the images itself
+    trainer = SAGETrainer(
+        model,
+        config,
+        data_collator=ImageCollator(processor, run.image_column, run.label_column),
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"],
+        processing_class=processor,
+        compute_metrics=accuracy,
+    )
+    result = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    trainer.save_model()
+    metrics = dict(result.metrics) | trainer.evaluate()
+    metrics |= trainer.evaluate(splits["test"], metric_key_prefix="test")
+    if trainer.is_world_process_zero():
+        write_atomic(Path(config.output_dir) / "results.json", json.dumps(metrics, indent=1) + "\n")
+    return metrics
+
+
+def _config_option(argv: Sequence[str]) -> str | None:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    file: str | None = parser.parse_known_args(list(argv))[0].config
+    return file
+
+
+def _read_config(file: str) -> dict[str, Any]:
+    try:
+        entries = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"Cannot read the configuration {file}: {error}") from error
+    if not isinstance(entries, dict):
+        raise ValueError(f"The configuration {file} must hold `name: value` lines.")
+    known = [f.name for kind in (RunArguments, SAGEConfig) for f in fields(kind) if f.init]
+    for name in entries:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            raise ValueError(f"{file}: {name!r} is no argument" + (f"; did you mean {near[0]!r}?" if near else "."))
+    return entries

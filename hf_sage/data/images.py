@@ -1,0 +1,118 @@
+"""From stored images to what a model reads, with the name of the file wherever one cannot be read."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+Stored = Image.Image | Mapping[str, Any] | str
+
+
+class UnreadableImageError(ValueError):
+    """An image that cannot be decoded; the message names its file."""
+
+
+def undecoded(dataset: Any, image_column: str = "image") -> Any:
+    """The dataset with its images left as stored (``{"path", "bytes"}``), so that an error can name the file."""
+    return dataset.cast_column(image_column, datasets.Image(decode=False))
+
+
+def decode_image(value: Stored) -> Image.Image:
+    """An image in RGB, upright, 8 bits a channel.
+
+    Rotation noted by the camera (EXIF) is applied, transparency is laid on white, 16-bit grey levels are scaled, of an
+    animation the first frame is taken.
+
+    Args:
+        value: A PIL image, a path, or a dictionary of ``path`` and ``bytes`` as `datasets` stores it.
+
+    Raises:
+        UnreadableImageError: If it cannot be decoded.
+    """
+    try:
+        return _as_rgb(value if isinstance(value, Image.Image) else Image.open(_file(value)))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UnreadableImageError(
+            f"Cannot read the image {_name(value)}: {error}. Remove or replace the file, or leave unreadable images "
+            "out by on_bad_image='skip' (--on-bad-image skip)."
+        ) from error
+
+
+def readable_rows(dataset: datasets.Dataset, image_column: str = "image") -> tuple[list[int], list[str]]:
+    """Decodes every image once.
+
+    Args:
+        dataset: A dataset as `undecoded` gives it.
+        image_column: Its images.
+
+    Returns:
+        The rows whose images can be read, and the files of those that cannot.
+    """
+    good, bad = [], []
+    for i, value in enumerate(dataset.with_format(None)[image_column]):
+        try:
+            decode_image(value)
+            good.append(i)
+        except UnreadableImageError:
+            bad.append(_name(value))
+    return good, bad
+
+
+class ImageCollator:
+    """Decodes, processes and batches rows of images and labels.
+
+    Attributes:
+        processor: An image processor of transformers.
+        image_column: The column of the images.
+        label_column: The column of the labels, if the rows have any.
+    """
+
+    def __init__(self, processor: Any, image_column: str = "image", label_column: str = "label") -> None:
+        self.processor = processor
+        self.image_column = image_column
+        self.label_column = label_column
+
+    def __call__(self, features: list[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Returns ``pixel_values`` of shape (rows, 3, height, width) and ``labels`` of shape (rows,), int64.
+
+        Raises:
+            UnreadableImageError: If an image cannot be decoded.
+        """
+        images = [decode_image(feature[self.image_column]) for feature in features]
+        batch = {"pixel_values": self.processor(images=images, return_tensors="pt")["pixel_values"]}
+        if self.label_column in features[0]:
+            batch["labels"] = torch.tensor([int(feature[self.label_column]) for feature in features])
+        return batch
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        levels = np.asarray(image, dtype=np.float64)
+        top = 65535 if image.mode.startswith("I") else 1
+        return Image.fromarray((levels.clip(0, top) * (255 / top)).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _file(value: Mapping[str, Any] | str) -> Any:
+    if isinstance(value, str):
+        return value
+    return io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value["path"]
+
+
+def _name(value: Stored) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        return value.get("path") or "without a file name"
+    return str(getattr(value, "filename", "")) or "without a file name"
