@@ -73,12 +73,11 @@ def polar_factor(g: Tensor, preset: PolarPreset | str = "auto", steps: int = 5) 
         round-off on null directions to half the size of the signal.
 
     Raises:
-        ValueError: If ``preset`` is unknown, ``steps`` is below 1, or ``g`` has fewer than two dimensions.
+        ValueError: If ``preset`` is unknown, ``steps`` is below 1, or ``g`` is no floating-point matrix.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"Unknown polar preset {preset!r}: use one of {', '.join(map(repr, PRESETS))}.")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"The polar factor needs a whole number of steps, 1 or more; got {steps!r}. The paper uses 5.")
+    check_polar(preset, steps)
+    if not g.is_floating_point():
+        raise ValueError(f"The polar factor is computed for real floating-point matrices; got {g.dtype}.")
     if g.dim() < 2:
         raise ValueError(
             f"The polar factor is defined for matrices (..., m, n); got a tensor of shape {tuple(g.shape)}. "
@@ -92,6 +91,14 @@ def polar_factor(g: Tensor, preset: PolarPreset | str = "auto", steps: int = 5) 
     x = _normalized(x)
     x = _exact(x) if preset == "svd" else _iterate(x, preset, steps)
     return (x if wide else x.mT).to(g.dtype)
+
+
+def check_polar(preset: str, steps: int) -> None:
+    """Raises a ValueError unless the preset is known and the steps are a whole number, 1 or more."""
+    if preset not in PRESETS:
+        raise ValueError(f"Unknown polar preset {preset!r}: use one of {', '.join(map(repr, PRESETS))}.")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"polar_steps must be a whole number, 1 or more; got {steps!r}. The paper uses 5.")
 
 
 def _normalized(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_sage.ascents.base import check_radius, norms, reciprocal_or_zero
-from hf_sage.polar import PRESETS, PolarPreset, polar_factor
+from hf_sage.polar import PolarPreset, check_polar, polar_factor
 
 BiasRadius = Literal["fixed", "norm"]
 
@@ -47,10 +47,7 @@ class SpectralAscent:
 
     def __post_init__(self) -> None:
         check_radius(self.rho)
-        if self.polar not in PRESETS:
-            raise ValueError(f"Unknown polar preset {self.polar!r}: use one of {', '.join(map(repr, PRESETS))}.")
-        if self.polar_steps < 1:
-            raise ValueError(f"polar_steps must be 1 or more; got {self.polar_steps!r}. The paper uses 5.")
+        check_polar(self.polar, self.polar_steps)
         if self.bias_radius not in get_args(BiasRadius):
             raise ValueError(f"Unknown bias_radius {self.bias_radius!r}: use 'fixed' (the paper's) or 'norm'.")
 

@@ -41,7 +41,7 @@ class Job:
     steps: int
     rows_per_domain: int = 16
     learning_rate: float = 1e-3
-    hyperparameters: dict[str, float] = field(default_factory=dict)
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -102,6 +102,7 @@ def run(job: Job, scratch: Path, *, save_to: Path | None = None, progress: Progr
         references=prediction.label_ids,
         domains=[job.held_out] * len(test),
     )
+    assert target is not None  # one process
     if save_to is not None:
         trainer.save_model(str(save_to))
     return Record(

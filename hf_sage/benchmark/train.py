@@ -17,7 +17,7 @@ from hf_sage.benchmark.demo import make_folder
 from hf_sage.benchmark.launch import check_processes, relaunch
 from hf_sage.benchmark.records import write_atomic
 from hf_sage.benchmark.runs import accuracy
-from hf_sage.data import ImageCollator, domain_names, hold_out, load_domains
+from hf_sage.data import ImageCollator, OnBadImage, domain_names, hold_out, load_domains
 from hf_sage.models import TINY_CLIP, image_classifier
 from hf_sage.trainer import SAGEConfig, SAGETrainer
 
@@ -47,7 +47,7 @@ class RunArguments:
     image_column: str = field(default="image", metadata={"help": "Column of the images."})
     label_column: str = field(default="label", metadata={"help": "Column of the labels."})
     validation_fraction: float = field(default=0.2, metadata={"help": "Share of each source domain to validate on."})
-    on_bad_image: str = field(default="error", metadata={"help": "error or skip.", "choices": ["error", "skip"]})
+    on_bad_image: OnBadImage = field(default="error", metadata={"help": "Unreadable images: error or skip."})
 
 
 def parse(argv: Sequence[str]) -> tuple[RunArguments, SAGEConfig, list[str]]:

@@ -3,13 +3,14 @@
 from hf_sage.data.digits import EMBEDDED, load_embedded
 from hf_sage.data.folder import load_image_folder
 from hf_sage.data.images import ImageCollator, UnreadableImageError, decode_image, undecoded
-from hf_sage.data.load import load_domains
+from hf_sage.data.load import OnBadImage, load_domains
 from hf_sage.data.splits import domain_names, hold_out
 from hf_sage.data.tensors import TensorDomains, preprocess
 
 __all__ = [
     "EMBEDDED",
     "ImageCollator",
+    "OnBadImage",
     "TensorDomains",
     "UnreadableImageError",
     "decode_image",

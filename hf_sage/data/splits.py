@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import datasets
 import numpy as np
 
-Data = datasets.Dataset | datasets.DatasetDict
+Data: TypeAlias = datasets.Dataset | datasets.DatasetDict
 SPLITS = ("train", "validation", "test")
 
 

@@ -25,6 +25,7 @@ SIDE = 16  # pixels, of every image made here
 MARGIN = 1  # empty pixels around the digit: room for its outline and, in part, for its corners when it turns
 PHOTOGRAPHS = ("china.jpg", "flower.jpg")
 PHOTO_REDUCTION = 2  # photographs are halved, so that a patch of 16 pixels shows texture and not a flat spot
+INK = 0.45  # grey level from which on a pixel belongs to the stroke
 MIN_CONTRAST = 0.6  # Euclidean distance of the two colours in the RGB unit cube, whose corners are at most √3 apart
 ANGLES = (0, 15, 30, 45, 60, 75)  # degrees, counter-clockwise
 LABEL_NOISE = 0.25
@@ -66,7 +67,7 @@ def style_digits(scans: Floats, digits: Integers, rng: np.random.Generator) -> R
     images = {
         "plain": _pixels(grey),
         "photo": _pixels(np.abs(grey - _photo_patches(len(scans), rng))),  # as MNIST-M: Ganin et al. 2016
-        "sketch": _pixels(1 - np.repeat(_edges(scans)[..., None], 3, axis=-1)),
+        "sketch": _pixels(1 - np.repeat(_outline(scans)[..., None], 3, axis=-1)),
         "color": _pixels(back + (fore - back) * ink),
     }
     return Rendering(images, digits, [str(digit) for digit in range(10)])
@@ -100,13 +101,14 @@ def colored_digits(scans: Floats, digits: Integers, rng: np.random.Generator) ->
 
 def _pixels(image: NDArray[np.floating]) -> Pixels:
     """[0, 1] to 0..255."""
-    return np.rint(image.clip(0, 1) * 255).astype(np.uint8)
+    return np.asarray(np.rint(image.clip(0, 1) * 255), dtype=np.uint8)
 
 
-def _edges(scans: Floats) -> Floats:
-    """Magnitude of the Sobel gradient, each image's strongest edge at 1."""
-    magnitude = np.hypot(ndimage.sobel(scans, axis=1), ndimage.sobel(scans, axis=2))
-    return np.asarray(magnitude / magnitude.max(axis=(1, 2), keepdims=True), dtype=np.float32)
+def _outline(scans: Floats) -> Floats:
+    """The rim of the stroke, one pixel wide."""
+    neighbours = ndimage.generate_binary_structure(2, 1)[None]
+    ink = scans > INK
+    return np.asarray(ink & ~ndimage.binary_erosion(ink, neighbours), dtype=np.float32)
 
 
 def _photo_patches(count: int, rng: np.random.Generator) -> Floats:

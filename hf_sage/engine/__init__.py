@@ -1,6 +1,6 @@
 """The two-pass step on plain torch: group gradients, ascend, perturbed pass, descend."""
 
-from hf_sage.engine.batchnorm import frozen_running_statistics
+from hf_sage.engine.batchnorm import frozen_running_statistics, same_running_statistics
 from hf_sage.engine.distributed import mean_over_ranks
 from hf_sage.engine.gradients import CleanPass, Part, clean_pass
 from hf_sage.engine.perturbation import perturbed
@@ -17,6 +17,7 @@ __all__ = [
     "frozen_running_statistics",
     "mean_over_ranks",
     "perturbed",
+    "same_running_statistics",
     "step_seed",
     "two_pass_step",
 ]

@@ -5,22 +5,40 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+
+from hf_sage.engine.distributed import is_distributed
 
 
 @contextmanager
 def frozen_running_statistics(model: nn.Module) -> Iterator[None]:
-    """Keeps the running statistics of every BatchNorm of ``model`` as they are; batches are normalised as before.
+    """Puts the running statistics of ``model`` back as they were; batches are normalised as ever.
 
-    The perturbed pass would otherwise move them a second time, towards the statistics of θ + ε. Switching tracking off
-    leaves the buffers untouched to the bit, where the customary momentum of 0 lets a NaN through.
+    The perturbed pass would otherwise move them a second time, towards the statistics of θ + ε. A copy is bit-exact for
+    every layer, where the customary momentum of 0 lets a NaN through and InstanceNorm ignores its tracking flag.
     """
-    tracking = [m for m in model.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
-    for module in tracking:
-        module.track_running_stats = False
+    buffers = _running_statistics(model)
+    saved = [b.clone() for b in buffers]
     try:
         yield
     finally:
-        for module in tracking:
-            module.track_running_stats = True
+        with torch.no_grad():
+            for buffer, value in zip(buffers, saved, strict=True):
+                buffer.copy_(value)
+
+
+def same_running_statistics(model: nn.Module) -> None:
+    """Gives all ranks the first one's running statistics, as DistributedDataParallel does before each forward pass.
+
+    It does not inside ``no_sync``, where the step runs.
+    """
+    if is_distributed():
+        for buffer in _running_statistics(model):
+            dist.broadcast(buffer, src=0)
+
+
+def _running_statistics(model: nn.Module) -> list[Tensor]:
+    return [b for m in model.modules() if isinstance(m, _NormBase) and m.training for b in m.buffers(recurse=False)]

@@ -18,17 +18,20 @@ def perturbed(parameters: Sequence[Tensor], epsilon: Sequence[Tensor]) -> Iterat
 
     Args:
         parameters: Tensors to perturb, distinct from each other.
-        epsilon: A tensor of the same shape for each parameter. The sum is taken in the wider of the two dtypes.
+        epsilon: A tensor of the same shape for each parameter, in memory of its own. The sum is taken in
+            the wider of the two dtypes.
     """
     saved: list[Tensor] = []
-    with torch.no_grad():
-        for p, e in zip(parameters, epsilon, strict=True):
-            moved = p + e
-            saved.append(e.copy_(p) if e.dtype == p.dtype else p.clone())
-            p.copy_(moved)
     try:
+        with torch.no_grad():
+            for p, e in zip(parameters, epsilon, strict=True):
+                moved = p + e
+                saved.append(e.copy_(p) if e.dtype == p.dtype else p.clone())
+                p.copy_(moved)
+        torch.clear_autocast_cache()  # an autocast around both passes holds casts of θ
         yield
     finally:
         with torch.no_grad():
-            for p, original in zip(parameters, saved, strict=True):
+            for p, original in zip(parameters, saved, strict=False):  # fewer, if adding ε was cut short
                 p.copy_(original)
+        torch.clear_autocast_cache()

@@ -21,7 +21,7 @@ def step_seed(seed: int, step: int) -> int:
 
 @dataclass(frozen=True)
 class RandomState:
-    """The state of every generator that a forward pass may draw from: torch on all devices, NumPy and Python."""
+    """The state of every generator that a forward pass may draw from: torch on CPU and CUDA, NumPy and Python."""
 
     cpu: torch.Tensor
     cuda: list[torch.Tensor]

@@ -32,8 +32,8 @@ class StepReport:
         agreement: S, 0-dimensional fp64.
         perturbation_norm: ‖ε‖₂ over all parameters, or ``None``.
         group_losses: For each group the sum of its losses and of their weights.
-        is_finite: Whether the clean gradient was finite. If not, the perturbation was left out: .grad holds the clean
-            gradient as it is, for a GradScaler to see.
+        is_finite: Whether the clean gradient and its norm were finite. If not, the perturbation was left out: .grad
+            holds the clean gradient as it is, for a GradScaler to see.
     """
 
     loss: Tensor
@@ -95,16 +95,20 @@ def two_pass_step(
     parameters = trainable(model)
     if not (parts or groups) or not parameters:
         raise ValueError("A step needs at least one part of a batch and one parameter that requires a gradient.")
+    if groups is not None and (strangers := {part.group for part in parts} - set(groups)):
+        raise ValueError(
+            f"Parts of the groups {strangers} are in the batch, but not in groups={list(groups)}. Add them."
+        )
 
     # Phases 1 and 2: sub-objective gradients, mean gradient, agreement
     clean = clean_pass(parameters, parts, backward, groups=groups, reduce=reduce, record_randomness=same_dropout)
     is_finite = _is_finite([g for g in clean.gradient if g is not None])
-    if not is_finite or method.ascent is None or not method.perturbs:
+    theta = [p for p, g in zip(parameters, clean.gradient, strict=True) if g is not None]
+    if not is_finite or method.ascent is None or not method.perturbs or not theta:
         _accumulate(parameters, clean.gradient)
         return StepReport(clean.loss, None, clean.agreement, None, clean.group_losses, is_finite)
 
     # Phase 3: perturbation
-    theta = [p for p, g in zip(parameters, clean.gradient, strict=True) if g is not None]
     with torch.no_grad():
         epsilon = method.ascent([p.detach() for p in theta], [g for g in clean.gradient if g is not None])
         norm = torch.linalg.vector_norm(norms(epsilon))
@@ -118,23 +122,27 @@ def two_pass_step(
     return StepReport(clean.loss, loss, clean.agreement, norm, clean.group_losses, is_finite)
 
 
-def descend(model: nn.Module, method: Method, agreement: Tensor, seed: int) -> dict[str, Tensor]:
+def descend(model: nn.Module, method: Method, report: StepReport, seed: int) -> dict[str, Tensor]:
     """Phase 6, second half: applies the method's corrections to the clipped gradient in ``.grad``.
+
+    A gradient that was not finite is left as it is.
 
     Args:
         model: The network.
         method: Its corrections are applied in order.
-        agreement: S of this step.
+        report: What `two_pass_step` returned.
         seed: Seed of this step's random numbers, see `hf_sage.engine.step_seed`.
 
     Returns:
         What the corrections have to say for the log, e.g. ``noise_scale``.
     """
+    if not report.is_finite:
+        return {}
     gradients = [p.grad for p in trainable(model) if p.grad is not None]
     facts: dict[str, Tensor] = {}
     with torch.no_grad():
         for correction in method.corrections:
-            facts |= correction(gradients, Descent(agreement, seed))
+            facts |= correction(gradients, Descent(report.agreement, seed))
     return facts
 
 
@@ -156,5 +164,5 @@ def _accumulate(parameters: Sequence[Tensor], gradients: Gradients) -> None:
 
 
 def _is_finite(gradients: Sequence[Tensor]) -> bool:
-    """Whether no entry is infinite or NaN: a norm per tensor, one synchronisation in all."""
+    """Whether the norm of every tensor is finite; one synchronisation in all."""
     return not gradients or bool(torch.isfinite(norms(gradients)).all())

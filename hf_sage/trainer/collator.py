@@ -2,44 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_sage.trainer.groups import group_id
+from hf_sage.trainer.groups import encode_groups
 
 
 class DomainCollator:
-    """Takes the domain out of each row, lets another collator batch the rest, and adds the domains as integers.
+    """Takes the domain out of each row, lets another collator batch the rest, and adds the domains as bytes.
 
     Rows without the column (an evaluation set of unknown domain) pass through.
-
-    Attributes:
-        names: The name of each group this collator has met in its own process.
     """
 
     def __init__(self, collator: Callable[[list[Any]], Any], column: str) -> None:
         self.collator = collator
         self.column = column
-        self.names: dict[int, str] = {}
 
     def __call__(self, features: list[Any]) -> Any:
-        """Batches the rows; the domains come under the column's own name, int64 of shape ``(rows,)``."""
+        """Batches the rows; the domains come under the column's own name, see `encode_groups`."""
         if not isinstance(features[0], Mapping) or self.column not in features[0]:
             return self.collator(features)
-        values = [feature[self.column] for feature in features]
-        ids = [group_id(value) for value in values]
-        self.names |= {i: value for i, value in zip(ids, values, strict=True) if isinstance(value, str)}
         batch = self.collator([{k: v for k, v in f.items() if k != self.column} for f in features])
-        batch[self.column] = torch.tensor(ids)
+        batch[self.column] = encode_groups(feature[self.column] for feature in features)
         return batch
-
-
-def split_rows(groups: Sequence[int]) -> dict[int, list[int]]:
-    """The rows of each group, groups in ascending order."""
-    return {group: [i for i, g in enumerate(groups) if g == group] for group in sorted(set(groups))}
 
 
 def take_rows(inputs: Mapping[str, Any], rows: list[int], batch_size: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from hf_sage.ascents import BiasRadius
 from hf_sage.methods import METHODS, Method
-from hf_sage.polar import PRESETS, PolarPreset
+from hf_sage.polar import PolarPreset, check_polar
 
 if TYPE_CHECKING:
     MethodOrName: TypeAlias = str | Method
@@ -91,13 +91,24 @@ class SAGEArguments:
         """
         if self.domain_column is not None and self.domain_column.lower() == "none":
             self.domain_column = None
-        _one_of("polar", self.polar, PRESETS)
+        # YAML reads 1e-6 as text, as TrainingArguments knows of its learning rate.
+        self.rho = None if self.rho is None else float(self.rho)
+        self.gamma = None if self.gamma is None else float(self.gamma)
+        check_polar(self.polar, self.polar_steps)
+        _one_of("bias_radius", self.bias_radius, get_args(BiasRadius))
         _one_of("domain_sampling", self.domain_sampling, get_args(DomainSampling))
         _one_of("perturbation_scope", self.perturbation_scope, get_args(PerturbationScope))
         self.build_method()
         # Alone this class has no parent to tell; beside any TrainingArguments it has.
         if isinstance(self, TrainingArguments):
             super().__post_init__()  # type: ignore[misc]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the arguments class beside this one does it, with a Method object by its name."""
+        fields: dict[str, Any] = super().to_dict()  # type: ignore[misc]  # of TrainingArguments
+        if isinstance(self.method, Method):
+            fields["method"] = self.method.name
+        return fields
 
     def build_method(self) -> Method:
         """The method these fields describe.
@@ -136,13 +147,6 @@ class SAGEConfig(SAGEArguments, TrainingArguments):
     Example:
         >>> args = SAGEConfig("out", rho=1e-6, gamma=1e-6, domain_column="domain")
     """
-
-    def to_dict(self) -> dict[str, Any]:
-        """As TrainingArguments does it, with a Method object by its name."""
-        fields: dict[str, Any] = super().to_dict()
-        if isinstance(self.method, Method):
-            fields["method"] = self.method.name
-        return fields
 
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,30 +10,28 @@ from transformers import EvalPrediction
 
 Metrics = dict[str, float]
 
-NOT_A_SCORE = ("_runtime", "_per_second", "_preparation_time")
+NOT_A_SCORE = ("runtime", "per_second", "preparation_time")
 """Endings of entries that `Trainer.evaluate` adds and that have no best or worst."""
 
 
 def metrics_by_domain(
     compute_metrics: Callable[[EvalPrediction], Metrics],
     prediction: EvalPrediction,
-    domains: np.ndarray,
-    names: Mapping[int, str],
+    domains: Sequence[str],
 ) -> Metrics:
     """Applies ``compute_metrics`` to all rows and to those of each domain.
 
     Args:
         compute_metrics: The user's function.
         prediction: Predictions, labels and what else it was asked to hold, each with a row for each example.
-        domains: The group of each row, shape ``(rows,)``.
-        names: The name of each group.
+        domains: The domain of each row.
 
     Returns:
         The pooled metrics under their own names, ``<domain>_<metric>`` for each domain, ``avg_<metric>`` (each domain
         counts the same) and ``worst_<metric>``.
     """
-    rows = {names.get(int(group), str(group)): np.flatnonzero(domains == group) for group in np.unique(domains)}
-    by_domain = {name: compute_metrics(_rows_of(prediction, rows[name])) for name in sorted(rows)}
+    rows = {name: np.flatnonzero([own == name for own in domains]) for name in sorted(set(domains))}
+    by_domain = {name: compute_metrics(_rows_of(prediction, own, len(domains))) for name, own in rows.items()}
     metrics = dict(compute_metrics(prediction))
     for name, own in by_domain.items():
         metrics |= {f"{name}_{metric}": value for metric, value in own.items()}
@@ -50,21 +48,28 @@ def average_and_worst(by_domain: Mapping[str, Metrics]) -> Metrics:
     summary: Metrics = {}
     for metric in sorted(shared):
         values = [own[metric] for own in by_domain.values()]
-        if metric.endswith(NOT_A_SCORE) or not all(np.isscalar(v) and np.isreal(v) for v in values):
+        if (
+            metric.endswith(NOT_A_SCORE)
+            or metric.startswith(("avg_", "worst_"))
+            or not all(np.isscalar(v) and np.isreal(v) for v in values)
+        ):
             continue
         summary[f"avg_{metric}"] = float(np.mean(values))
         summary[f"worst_{metric}"] = float(max(values) if metric.endswith("loss") else min(values))
     return summary
 
 
-def _rows_of(prediction: EvalPrediction, rows: np.ndarray) -> EvalPrediction:
-    fields = {name: _take(getattr(prediction, name), rows) for name in ("predictions", "label_ids", "inputs", "losses")}
+def _rows_of(prediction: EvalPrediction, rows: np.ndarray, total: int) -> EvalPrediction:
+    fields = {
+        name: _take(getattr(prediction, name), rows, total) for name in ("predictions", "label_ids", "inputs", "losses")
+    }
     return EvalPrediction(**fields)
 
 
-def _take(value: Any, rows: np.ndarray) -> Any:
+def _take(value: Any, rows: np.ndarray, total: int) -> Any:
+    """The given rows at any depth; what has no row for each example (a loss among the outputs) as it is."""
     if isinstance(value, Mapping):
-        return {name: _take(v, rows) for name, v in value.items()}
+        return {name: _take(v, rows, total) for name, v in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_take(v, rows) for v in value)
-    return None if value is None else value[rows]
+        return type(value)(_take(v, rows, total) for v in value)
+    return value[rows] if np.ndim(value) > 0 and len(value) == total else value

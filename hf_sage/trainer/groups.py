@@ -1,6 +1,7 @@
-"""Groups as the trainer sees them: an integer for each row, and a name for each integer.
+"""Groups on their way from a column of the data to the step: by name, as rows of bytes.
 
-The integer is a function of the value alone, so that ranks, dataloader workers and streams agree on it without talking.
+A name travels as bytes and not as a number from a list, so that ranks, dataloader workers and streams agree on it
+without talking, and any of them can tell it.
 """
 
 from __future__ import annotations
@@ -12,47 +13,67 @@ from typing import Any
 
 import datasets
 import numpy as np
+import torch
 from torch import Tensor
+from torch.utils.data import Subset
+
+from hf_sage.engine import RandomState
+
+WIDTH = 64
+"""Bytes of a name in a batch; longer names end in a digest instead."""
 
 
-def group_id(value: object) -> int:
-    """The integer that stands for a group: integers stand for themselves, strings get a 63-bit digest.
+def group_name(value: object) -> str:
+    """A domain as text; 0-dimensional tensors and arrays, which hash by identity, as what they hold.
 
     Raises:
         TypeError: If the value is neither a string nor an integer.
     """
-    value = plain_value(value)
-    if isinstance(value, int):
-        return value
-    return int.from_bytes(hashlib.blake2b(value.encode(), digest_size=8).digest(), "big") >> 1
-
-
-def plain_value(value: object) -> str | int:
-    """A domain as a string or an integer; 0-dimensional tensors and arrays, which hash by identity, as what they hold.
-
-    Raises:
-        TypeError: If it is neither.
-    """
     if isinstance(value, str):
         return str(value)
     if isinstance(value, numbers.Integral):
-        return int(value)
+        return str(int(value))
     if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
-        return plain_value(value.item())
+        return group_name(value.item())
     raise TypeError(
         f"A domain must be a string, a ClassLabel or an integer; got {value!r} of type {type(value).__name__}. "
         "Give every row a domain, or train without groups by domain_column=None."
     )
 
 
+def encode_groups(values: Iterable[object]) -> Tensor:
+    """The domains of a batch as bytes: uint8 of shape ``(rows, WIDTH)``, UTF-8 padded with zeros.
+
+    Raises:
+        TypeError: If a value is neither a string nor an integer.
+    """
+    rows = []
+    for value in values:
+        name = group_name(value).encode()
+        if len(name) > WIDTH:
+            name = (
+                name[: WIDTH - 17].decode(errors="ignore").encode() + b"~" + hashlib.md5(name).hexdigest()[:16].encode()
+            )
+        rows.append(name.ljust(WIDTH, b"\0"))
+    return torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.uint8).view(len(rows), WIDTH)
+
+
+def decode_groups(encoded: Tensor) -> list[str]:
+    """The names that `encode_groups` wrote."""
+    return [row.rstrip(b"\0").decode() for row in map(bytes, encoded.cpu().numpy())]
+
+
 def columns_of(dataset: Any) -> list[str] | None:
-    """The columns of a dataset, or ``None`` where they cannot be known without reading it (some streams)."""
+    """The columns of a dataset, or ``None`` where they cannot be known without reading from a stream."""
     if isinstance(dataset, datasets.Dataset | datasets.IterableDataset):
         return None if dataset.column_names is None else list(dataset.column_names)
+    state = RandomState.capture()  # a row that is augmented draws random numbers that are not ours to take
     try:
         first = dataset[0]
     except (TypeError, NotImplementedError, IndexError, KeyError):
         return None
+    finally:
+        state.restore()
     return list(first) if isinstance(first, Mapping) else []
 
 
@@ -67,25 +88,25 @@ def check_column(dataset: Any, column: str) -> None:
         )
 
 
-def domain_values(dataset: Any, column: str) -> list[str | int]:
-    """The domain of every row of a map-style dataset; a `datasets.Dataset` is read in that column alone."""
-    if isinstance(dataset, datasets.Dataset):
-        return [plain_value(value) for value in dataset.with_format(None)[column]]
-    return [plain_value(dataset[i][column]) for i in range(len(dataset))]
+def domains_of(dataset: Any, column: str) -> list[str]:
+    """The domain of every row of a map-style dataset.
 
-
-def group_names(dataset: Any, column: str, values: Iterable[object] | None = None) -> dict[int, str]:
-    """The name of each group: a ClassLabel's own, otherwise the value as text.
-
-    Args:
-        dataset: Any dataset.
-        column: The domain column.
-        values: The domains of its rows, if they are at hand; a `datasets.Dataset` looks them up otherwise.
+    A `datasets.Dataset` is read in that column alone; of any other every row is read once.
     """
+    if isinstance(dataset, datasets.Dataset):
+        return [group_name(value) for value in dataset.with_format(None)[column]]
+    if isinstance(dataset, Subset):
+        whole = domains_of(dataset.dataset, column)
+        return [whole[i] for i in dataset.indices]
+    state = RandomState.capture()
+    try:
+        return [group_name(dataset[i][column]) for i in range(len(dataset))]
+    finally:
+        state.restore()
+
+
+def class_names(dataset: Any, column: str) -> dict[str, str]:
+    """What the integers of a ClassLabel column stand for, by their digits; nothing for other columns."""
     features = getattr(dataset, "features", None)  # any dataset may describe its columns as `datasets` does
     label = features.get(column) if isinstance(features, datasets.Features) else None
-    if isinstance(label, datasets.ClassLabel):
-        return dict(enumerate(label.names))
-    if values is None:
-        values = dataset.unique(column) if isinstance(dataset, datasets.Dataset) and label is not None else ()
-    return {group_id(value): str(value) for value in set(values)}
+    return {str(i): name for i, name in enumerate(label.names)} if isinstance(label, datasets.ClassLabel) else {}

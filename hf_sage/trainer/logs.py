@@ -36,18 +36,17 @@ class StepLog:
         for group, loss in report.group_losses.items():
             self._group_losses[group].append(loss)
 
-    def pop(self, names: Mapping[int, str]) -> dict[str, float]:
+    def pop(self, names: Mapping[str, str]) -> dict[str, float]:
         """The averages since the last call, over ranks too; every rank must call it.
 
         Args:
-            names: The name of each group; losses of other groups (the single group of methods that need none) are left
-                out.
+            names: What to call a group, where not by its own name.
         """
         sums = {name: (float(torch.stack(v).double().sum()), float(len(v))) for name, v in self._values.items()}
         for group, losses in self._group_losses.items():
-            if isinstance(group, int) and group in names:
+            if isinstance(group, str):
                 total = torch.stack([loss for loss, _ in losses]).double().sum()
-                sums[f"loss/{names[group]}"] = (float(total), sum(weight for _, weight in losses))
+                sums[f"loss/{names.get(group, group)}"] = (float(total), sum(weight for _, weight in losses))
         counts = {"skipped_perturbations": self._skipped}
         self.__init__()  # type: ignore[misc]
         averages = {name: value / weight for name, (value, weight) in sorted(_over_ranks(sums).items()) if weight}

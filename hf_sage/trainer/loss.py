@@ -20,8 +20,8 @@ IGNORED = -100
 """The label that losses of transformers leave out."""
 
 
-def divides_by_items(loss: Callable[[Tensor | int], Tensor], num_items: Tensor | int, model: nn.Module) -> bool:
-    """Whether a loss really is divided by the number of items it is told.
+def divides_by_items(loss: Callable[[Tensor | int], Tensor], num_items: Tensor | int, model: nn.Module) -> bool | None:
+    """Whether a loss really is divided by the number of items it is told; ``None`` if these rows cannot tell.
 
     Args:
         loss: Computes the loss of some rows for a given number of items.
@@ -35,6 +35,8 @@ def divides_by_items(loss: Callable[[Tensor | int], Tensor], num_items: Tensor |
         doubled = loss(2 * num_items)
         state.restore()
     # A model may add terms that are not divided (load balancing of experts), so the ratio need not be exactly ½.
+    if not torch.isfinite(once) or once == 0:
+        return None
     return bool(doubled.abs() < 0.75 * once.abs())
 
 

@@ -5,19 +5,25 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_sage.engine import StepReport, descend, mean_over_ranks, step_seed, two_pass_step
+from hf_sage.engine import (
+    StepReport,
+    descend,
+    mean_over_ranks,
+    same_running_statistics,
+    step_seed,
+    two_pass_step,
+)
 from hf_sage.engine.distributed import sum_over_ranks
 from hf_sage.engine.step import trainable
 from hf_sage.methods import Method
 from hf_sage.trainer.collator import DomainCollator
 from hf_sage.trainer.config import SAGEArguments
 from hf_sage.trainer.evaluation import Metrics, average_and_worst, metrics_by_domain
-from hf_sage.trainer.groups import check_column, columns_of, domain_values, group_names
+from hf_sage.trainer.groups import check_column, class_names, decode_groups, domains_of
 from hf_sage.trainer.logs import StepLog
 from hf_sage.trainer.loss import count_items, divides_by_items
 from hf_sage.trainer.refusals import refuse_what_cannot_be_exact
@@ -47,11 +53,13 @@ class SAGEMixin(_Base):
 
     data_collator: Any
     compute_metrics: Any
+    control: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         refuse_what_cannot_be_exact(self.args, self.accelerator, self.sage_method)
-        self._group_names: dict[int, str] = {}
+        self._sampler: DomainBalancedSampler | None = None
+        self._class_names: dict[str, str] = {}  # of the training set's domain column, if that is a ClassLabel
         if self._column is not None:
             self.data_collator = DomainCollator(self.data_collator, self._column)
             if self.train_dataset is not None:
@@ -90,9 +98,11 @@ class SAGEMixin(_Base):
         """
         method = self.sage_method
         if method.is_plain:
-            if self.args.gradient_accumulation_steps * self.args.world_size > 1:
-                self._measure_loss(model, self._without_domain(inputs), num_items_in_batch)
-            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+            inputs = self._without_domain(inputs)
+            # One micro-batch is the whole batch, however its loss is normalised.
+            whole = self.args.gradient_accumulation_steps * self.args.world_size == 1
+            divides = whole or self._measure_loss(model, cut(inputs, None, self._count_items), num_items_in_batch)
+            loss: Tensor = super().training_step(model, inputs, num_items_in_batch if divides else None)
             return loss
         self._window.append(dict(inputs))
         if not self.accelerator.sync_gradients:
@@ -104,15 +114,19 @@ class SAGEMixin(_Base):
         # Gradients are averaged over ranks below: DistributedDataParallel would average K+1 times, at the wrong points.
         with self.accelerator.no_sync(model):
             self._report = self._two_passes(model, method, window, num_items_in_batch)
-        return self._report.loss
+        return torch.zeros((), device=self.args.device) if self._report is None else self._report.loss
 
     def _two_passes(
         self, model: nn.Module, method: Method, window: list[Inputs], num_items: Tensor | int | None
-    ) -> StepReport:
+    ) -> StepReport | None:
+        """The step on all micro-batches; ``None`` where no row on any rank has a label to learn from."""
         pieces = [self._cut(inputs, method) for inputs in window]
         rows = [piece for micro_batch in pieces for piece in micro_batch]
-        divides = self._measure_loss(model, rows[0].inputs, num_items) if rows else False
+        divides = self._measure_loss(model, rows, num_items)
         items = items_by_group(rows)
+        if not items:
+            return None
+        same_running_statistics(model)
         if divides:
             # The loss is already divided, by the items of all ranks or of this one: then Trainer scales it accordingly.
             over_ranks = self.args.world_size if self.args.average_tokens_across_devices else 1
@@ -133,11 +147,11 @@ class SAGEMixin(_Base):
                 as_parts(chunk, loss, weight, scale_loss=not divides),
                 method,
                 backward=self.accelerator.backward,
-                groups=None if local else list(items),
+                groups=None if local and chunk else list(items),
                 reduce=None if local else mean_over_ranks,
                 same_dropout=self.sage_args.same_dropout,
             )
-            for chunk in (pieces if local else [rows])
+            for chunk in ([own for own in pieces if own] or [[]] if local else [rows])
         ]
         report = StepReport.merge(reports)
         if local or report.perturbed_loss is not None:
@@ -148,37 +162,37 @@ class SAGEMixin(_Base):
 
     def _cut(self, inputs: Inputs, method: Method) -> list[Rows]:
         groups = inputs.pop(self._column, None) if self._column is not None else None
-        if groups is None and self._column is not None and method.needs_groups:
+        if not method.needs_groups:
+            return cut(inputs, None, self._count_items)
+        if groups is None and self._column is not None:
             raise ValueError(
                 f"The batch has no domain column {self._column!r}; it has: {', '.join(map(repr, inputs))}. "
                 "Keep the column in the dataset (a transform may have dropped it), or train without groups "
                 "by domain_column=None."
             )
-        # Older releases count label items unshifted and have no such attribute.
-        shifts = bool(getattr(self, "_loss_shifts_labels", False))
-        return cut(
-            inputs,
-            groups if method.needs_groups else None,
-            lambda own, size: count_items(own, size, shifts),
-        )
+        return cut(inputs, None if groups is None else decode_groups(groups), self._count_items)
 
-    def _measure_loss(self, model: nn.Module, inputs: Inputs, num_items: Tensor | int | None) -> bool:
+    def _count_items(self, inputs: Inputs, rows: int) -> int:
+        # Older releases count label items unshifted and have no such attribute.
+        return count_items(inputs, rows, shifts_labels=bool(getattr(self, "_loss_shifts_labels", False)))
+
+    def _measure_loss(self, model: nn.Module, rows: list[Rows], num_items: Tensor | int | None) -> bool:
         """Whether the loss is divided by ``num_items``; if Trainer took it for granted and is wrong, tells it."""
         if num_items is None:
             return False
-        if self._loss_divides_by_items is None:
+        if self._loss_divides_by_items is None and rows:
 
             def loss(items: Tensor | int) -> Tensor:
                 with self.compute_loss_context_manager():
-                    prepared = self._prepare_inputs(dict(inputs))
+                    prepared = self._prepare_inputs(dict(rows[0].inputs))
                     return self.compute_loss(model, prepared, num_items_in_batch=items)  # type: ignore[no-any-return]
 
             model.train()
             self._loss_divides_by_items = divides_by_items(loss, num_items, model)
-            if not self._loss_divides_by_items:
+            if self._loss_divides_by_items is False:
                 self.model_accepts_loss_kwargs = False
                 self.loss_is_scaled_for_ga = False
-        return self._loss_divides_by_items
+        return self._loss_divides_by_items is not False  # until a loss can tell, what Trainer takes for granted
 
     def _average_gradients(self, model: nn.Module) -> None:
         parameters = trainable(model)
@@ -190,11 +204,8 @@ class SAGEMixin(_Base):
         report, self._report = self._report, None
         if report is None:
             return
-        facts: dict[str, Tensor] = {}
-        if report.is_finite:
-            seed = step_seed(self.args.seed, self.state.global_step)
-            facts = descend(self.model, self.sage_method, report.agreement, seed)
-        self._step_log.add(report, facts)
+        seed = step_seed(self.args.seed, self.state.global_step)
+        self._step_log.add(report, descend(self.model, self.sage_method, report, seed))
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As the base computes it, without the domain column."""
@@ -215,17 +226,20 @@ class SAGEMixin(_Base):
         if self._column is None or not _has_rows(dataset):
             return super()._get_train_sampler(dataset)
         check_column(dataset, self._column)
-        domains = domain_values(dataset, self._column)
-        self._group_names |= group_names(dataset, self._column, domains)
-        found = sorted({str(domain) for domain in domains})
+        self._class_names = class_names(dataset, self._column)
         method = self.sage_method
-        if method.needs_groups and len(found) < 2:
+        natural = self.sage_args.domain_sampling == "natural"
+        if natural and (method.is_plain or not method.needs_groups):
+            return super()._get_train_sampler(dataset)
+        domains = domains_of(dataset, self._column)
+        found = set(domains)
+        if method.needs_groups and not method.is_plain and len(found) < 2:
             raise ValueError(
                 f"Method {method.name!r} compares the gradients of at least two domains; column "
                 f"{self._column!r} has {len(found)}. Add data of another domain, or train without groups by "
                 "domain_column=None."
             )
-        if self.sage_args.domain_sampling == "natural":
+        if natural:
             return super()._get_train_sampler(dataset)
         local = self.sage_args.perturbation_scope == "local"
         if method.needs_groups and local and self._train_batch_size < len(found):
@@ -235,14 +249,20 @@ class SAGEMixin(_Base):
             )
         batch = self._train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return DomainBalancedSampler(domains, batch, seed)
+        self._sampler = DomainBalancedSampler(domains, batch, seed)
+        return self._sampler
+
+    def _set_epoch(self, epoch: int) -> None:
+        # accelerate does not pass the epoch on when it resumes in the middle of one on several ranks.
+        if self._sampler is not None:
+            self._sampler.set_epoch(epoch)
 
     # ---- Logs and evaluation ----
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds to a training entry what the steps since the last one found."""
         if "loss" in logs:
-            logs |= self._step_log.pop(self._names())
+            logs |= self._step_log.pop(self._class_names)
         super().log(logs, *args, **kwargs)
 
     def evaluate(
@@ -258,22 +278,21 @@ class SAGEMixin(_Base):
         if isinstance(sets, dict):
             own = {name: _with_prefix(metrics, f"{metric_key_prefix}_{name}_") for name in sets}
             summary = {f"{metric_key_prefix}_{key}": value for key, value in average_and_worst(own).items()}
-            self.log(dict(summary))
             metrics |= summary
+            self.log(dict(summary))
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         """As the base's, with ``compute_metrics`` applied by domain too where the rows have one."""
         compute, self._evaluated_domains = self.compute_metrics, []
-        names = self._names()
-        if self._column is not None and self._column in (columns_of(dataloader.dataset) or ()):
-            names |= group_names(dataloader.dataset, self._column)
+        names = class_names(getattr(dataloader, "dataset", None), self._column) if self._column else {}
 
         def by_domain(prediction: EvalPrediction) -> Metrics:
             if not self._evaluated_domains:
                 return dict(compute(prediction))
-            domains = np.concatenate([d.numpy(force=True) for d in self._evaluated_domains])
-            return metrics_by_domain(compute, prediction, domains, names | self._names())
+            domains = [names.get(name, name) for d in self._evaluated_domains for name in decode_groups(d)]
+            return metrics_by_domain(compute, prediction, domains)
 
         # Metrics made batch by batch, and batches left apart, have no rows that could be told by domain.
         if compute is not None and not self.args.batch_eval_metrics and self.args.eval_do_concat_batches:
@@ -289,10 +308,6 @@ class SAGEMixin(_Base):
         if domains is not None and self.compute_metrics is not None:
             self._evaluated_domains.append(self.gather_function(self._prepare_input(domains)))
         return super().prediction_step(model, self._without_domain(inputs), *args, **kwargs)
-
-    def _names(self) -> dict[int, str]:
-        met = self.data_collator.names if isinstance(self.data_collator, DomainCollator) else {}
-        return met | self._group_names
 
 
 class SAGETrainer(SAGEMixin, Trainer):
@@ -318,6 +333,12 @@ class _StepHooks(TrainerCallback):
     ) -> None:
         """Forgets the steps of an earlier training that were never logged."""
         self._trainer._step_log = StepLog()
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Moves the balanced sampler's window."""
+        self._trainer._set_epoch(int(state.epoch or 0))
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

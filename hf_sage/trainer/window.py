@@ -12,25 +12,24 @@ from torch import Tensor
 
 from hf_sage.engine import Part
 from hf_sage.engine.distributed import is_distributed
-from hf_sage.trainer.collator import split_rows, take_rows
+from hf_sage.trainer.collator import take_rows
 
 Inputs = dict[str, Any]
-
-EVERYTHING = -1
-"""The group of all rows, for methods that need no groups. No group of a dataset is negative but by an odd choice of
-integers, and then the name alone is shared: parts of both kinds never meet in one step."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of one group in one micro-batch, and how many items their mean loss averages over."""
+    """Rows of one group in one micro-batch, and how many items their mean loss averages over.
 
-    group: int
+    The group is ``None`` where the micro-batch is whole.
+    """
+
+    group: str | None
     inputs: Inputs
     items: int
 
 
-def cut(inputs: Inputs, groups: Tensor | None, count: Callable[[Inputs, int], int]) -> list[Rows]:
+def cut(inputs: Inputs, groups: list[str] | None, count: Callable[[Inputs, int], int]) -> list[Rows]:
     """Cuts a micro-batch by group.
 
     Args:
@@ -42,27 +41,27 @@ def cut(inputs: Inputs, groups: Tensor | None, count: Callable[[Inputs, int], in
         The rows of each group that has any item to learn from.
     """
     if groups is None:
-        size = batch_size(inputs)
-        pieces = [Rows(EVERYTHING, inputs, count(inputs, size))]
+        pieces = [Rows(None, inputs, count(inputs, batch_size(inputs)))]
     else:
         pieces = []
-        for group, rows in split_rows(groups.tolist()).items():
+        for group in sorted(set(groups)):
+            rows = [i for i, name in enumerate(groups) if name == group]
             own = inputs if len(rows) == len(groups) else take_rows(inputs, rows, len(groups))
             pieces.append(Rows(group, own, count(own, len(rows))))
     return [piece for piece in pieces if piece.items]
 
 
-def items_by_group(rows: list[Rows]) -> dict[int, int]:
+def items_by_group(rows: list[Rows]) -> dict[str | None, int]:
     """The number of items of each group over all ranks, in an order all ranks share."""
-    own = Counter[int]()
+    own = Counter[str | None]()
     for piece in rows:
         own[piece.group] += piece.items
     everyone = [own]
     if is_distributed():
         everyone = [Counter() for _ in range(dist.get_world_size())]
         dist.all_gather_object(everyone, own)
-    total = sum(everyone, Counter[int]())
-    return {group: total[group] for group in sorted(total)}
+    total = sum(everyone, Counter[str | None]())
+    return {group: total[group] for group in sorted(total, key=str)}
 
 
 def as_parts(rows: list[Rows], loss: Callable[[Inputs], Tensor], weight: float, *, scale_loss: bool) -> list[Part]:

@@ -1,0 +1,22 @@
+"""What every test runs under: no network, one thread, a fixed seed."""
+
+from __future__ import annotations
+
+import os
+
+# Before transformers and datasets are imported: they read these once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the laws are stated for fp32 on CPU
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Every test starts from the same random state, on one thread: the suite runs one process a core."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
