@@ -6,11 +6,13 @@ import multiprocessing as mp
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from queue import Empty
 from typing import Any
 
+import torch
+import transformers
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -27,7 +29,6 @@ def run_all(
     workers: int,
     console: Console,
     save_to: Callable[[Job], Path | None] | None = None,
-    on_record: Callable[[Record], None] | None = None,
 ) -> list[Record]:
     """Runs all jobs and returns their records in the order of the jobs.
 
@@ -36,7 +37,6 @@ def run_all(
         workers: Number of processes.
         console: Where the progress bar goes.
         save_to: Where to save a job's model, if anywhere.
-        on_record: Called in this process with each record as it comes in.
 
     Raises:
         Exception: What a job raised, after the others were cancelled.
@@ -51,26 +51,28 @@ def run_all(
         TimeRemainingColumn(elapsed_when_finished=False),
         console=console,
     )
-    with context.Manager() as manager, bar, ProcessPoolExecutor(workers, context, initializer=_one_thread) as pool:
+    with (
+        context.Manager() as manager,
+        bar,
+        ProcessPoolExecutor(workers, context, initializer=_quiet_and_on_one_thread) as pool,
+    ):
         queue = manager.Queue()
-        futures = {
-            pool.submit(_work, i, job, save_to(job) if save_to else None, queue): job for i, job in enumerate(jobs)
-        }
+        futures = [pool.submit(_work, i, job, save_to(job) if save_to else None, queue) for i, job in enumerate(jobs)]
         watch = _Watch(bar, jobs)
-        pending = set(futures)
+        pending = set(range(len(jobs)))
         try:
             while pending:
                 watch.update(queue)
-                for future in [f for f in pending if f.done()]:
-                    pending.discard(future)
-                    record = future.result()
-                    if on_record:
-                        on_record(record)
+                for i in sorted(i for i in pending if futures[i].done()):
+                    pending.discard(i)
+                    record = futures[i].result()
+                    if not console.is_terminal:  # where a bar cannot be drawn
+                        console.print(f"{len(jobs) - len(pending)}/{len(jobs)} {jobs[i].name}: {record.seconds:.0f} s")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
         watch.finish()
-    return [_result(futures, job) for job in jobs]
+    return [future.result() for future in futures]
 
 
 def available_cores() -> int:
@@ -108,11 +110,10 @@ class _Watch:
         self._bar.update(self._task, completed=self._bar.tasks[self._task].total, description="all runs done")
 
 
-def _one_thread() -> None:
-    import torch
-
+def _quiet_and_on_one_thread() -> None:
     torch.set_num_threads(1)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    transformers.logging.disable_progress_bar()  # the terminal belongs to the bar over all runs
+    transformers.logging.set_verbosity_error()
 
 
 def _work(i: int, job: Job, save_to: Path | None, queue: Any) -> Record:
@@ -124,7 +125,3 @@ def _work(i: int, job: Job, save_to: Path | None, queue: Any) -> Record:
             save_to=save_to,
             progress=lambda step: queue.put((i, step)) if step % every == 0 or step == job.steps else None,
         )
-
-
-def _result(futures: dict[Future[Record], Job], job: Job) -> Record:
-    return next(future.result() for future, own in futures.items() if own is job)
