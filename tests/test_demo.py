@@ -19,13 +19,13 @@ def test_demo_from_data_to_table(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["demo", *arguments, "--output-dir", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     table = (tmp_path / "table.md").read_text()
-    records = json.loads((tmp_path / "results.json").read_text())
+    records = json.loads((tmp_path / "results.json").read_text())["runs"]
     assert {(r["method"], r["held_out"]) for r in records} == {
         (method, domain) for method in ("erm", "sam", "sage") for domain in ("plain", "sketch")
     }
     for method in ("erm", "sam", "sage"):
-        assert method in shown
-        assert method in table
+        assert method.upper() in shown
+        assert method.upper() in table
     for r in records:
         # 30 steps teach something: the source domains are above the tenth that guessing reaches.
         assert r["source_accuracy"] > 0.15
@@ -61,3 +61,11 @@ def test_a_folder_that_takes_nothing_is_refused_before_training(
     (tmp_path / "file").touch()
     assert main(["demo", "--output-dir", str(tmp_path / "file" / "demo")]) == 1
     assert "--output-dir" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--seeds", "--steps", "--workers"])
+@pytest.mark.parametrize("value", ["0", "-1", "many"])
+def test_numbers_that_cannot_be_are_refused(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["demo", flag, value])
+    assert "1 or more" in capsys.readouterr().err

@@ -44,6 +44,7 @@ DEFAULTS = {
     "domain_sampling": "balanced",
     "perturbation_scope": "global",
     "same_dropout": False,
+    "full_precision_passes": False,
 }
 
 

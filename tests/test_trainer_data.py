@@ -174,7 +174,7 @@ def test_without_groups_no_domain_is_named_in_the_log():
 
 @pytest.mark.parametrize("value", [1.5, None, float("nan"), torch.tensor(0.5)])
 def test_domains_that_cannot_be(value):
-    with pytest.raises(TypeError, match=r"string, a ClassLabel or an integer.*domain_column=None"):
+    with pytest.raises(ValueError, match=r"string, a ClassLabel or an integer.*domain_column=None"):
         train(vit(), Rows(image_rows(domains=(value, "a"))), **SAGE)
 
 

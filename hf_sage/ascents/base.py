@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Replicate
 
 
 class Ascent(Protocol):
@@ -27,6 +28,8 @@ class Ascent(Protocol):
         Args:
             parameters: The parameters θ.
             gradients: The mean gradient ḡ, a tensor of the same shape for each parameter. Its scale must not matter.
+                Under FSDP both are DTensors, which stand for whole tensors in elementwise rules, sums and `norms`; a
+                rule that mixes the entries of one needs it `whole`, and returns its `like_shard`.
 
         Returns:
             ε, a tensor for each parameter, in fp32 where the parameter has less, and in memory of its own: the step
@@ -46,10 +49,27 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
     On a CPU the sums are taken in fp64: those in fp32 run to 1e-3 of error at 10⁷ entries there.
     """
     dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
-    found = [
-        torch.linalg.vector_norm(t, dtype=torch.float64 if t.device.type == "cpu" else dtype).to(dtype) for t in tensors
-    ]
-    return torch.stack(found)
+    found = [torch.linalg.vector_norm(t, dtype=torch.float64 if t.device.type == "cpu" else dtype) for t in tensors]
+    return whole(torch.stack(found)).to(dtype)
+
+
+def whole(t: Tensor) -> Tensor:
+    """The whole of a tensor of which each rank holds a shard; any other tensor as it is."""
+    return t.full_tensor() if isinstance(t, DTensor) else t
+
+
+def like_shard(full: Tensor, reference: Tensor) -> Tensor:
+    """What a rank keeps of a whole tensor where it holds a shard of ``reference``; otherwise all of it.
+
+    Args:
+        full: A tensor of the shape of ``reference``, the same on all ranks.
+        reference: Any tensor.
+    """
+    if not isinstance(reference, DTensor):
+        return full
+    mesh = reference.device_mesh
+    replicated = DTensor.from_local(full, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return replicated.redistribute(placements=reference.placements)
 
 
 def reciprocal_or_zero(x: Tensor) -> Tensor:

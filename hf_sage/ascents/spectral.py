@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from hf_sage.ascents.base import check_radius, norms, reciprocal_or_zero
+from hf_sage.ascents.base import check_radius, like_shard, norms, reciprocal_or_zero, whole
 from hf_sage.polar import PolarPreset, check_polar, polar_factor
 
 BiasRadius = Literal["fixed", "norm"]
@@ -62,8 +62,9 @@ class SpectralAscent:
 
     def _perturbation(self, parameter: Tensor, gradient: Tensor, length: Tensor) -> Tensor:
         if gradient.dim() >= 2:
-            matrix = gradient.flatten(1)
-            direction = polar_factor(matrix, self.polar, self.polar_steps).view_as(gradient)
+            matrix = whole(gradient).flatten(1)
+            direction = polar_factor(matrix, self.polar, self.polar_steps).view(gradient.shape)
+            direction = like_shard(direction, gradient)
             relative = self.weight_scale
         else:
             direction = gradient * reciprocal_or_zero(length)

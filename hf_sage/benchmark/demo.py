@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 
 from hf_sage.benchmark.plots import plot_comparison
-from hf_sage.benchmark.records import Record, write_atomic
+from hf_sage.benchmark.records import Record, make_folder, write_atomic
 from hf_sage.benchmark.runs import Job
 from hf_sage.benchmark.tables import aggregate, verdict
 from hf_sage.benchmark.workers import available_cores, run_all
@@ -97,7 +97,8 @@ def demo(
     summary = verdict(records, method=jobs[-1].method)
     note = "Accuracy in % on the held-out domain, mean ± standard error over seeds. Made by `hf-sage demo`."
     write_atomic(folder / "table.md", f"{table.to_markdown()}\n{summary}\n\n{note}\n")
-    write_atomic(folder / "results.json", json.dumps([asdict(record) for record in records], indent=1) + "\n")
+    results = {"table": json.loads(table.to_json()), "runs": [asdict(record) for record in records]}
+    write_atomic(folder / "results.json", json.dumps(results, indent=1) + "\n")
     write_atomic(folder / "results.csv", table.to_csv())
     plot_comparison(records, folder / "comparison.png")
     console.print(table.to_rich())
@@ -107,23 +108,6 @@ def demo(
         f"({shown.method}, {shown.held_out} held out; load it with AutoModelForImageClassification.from_pretrained)."
     )
     return records
-
-
-def make_folder(folder: Path) -> None:
-    """Makes a folder for results and checks that it takes them.
-
-    Raises:
-        OSError: If it cannot be made or written to; the message says what to do.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".write-test"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OSError(
-            f"Cannot write to {folder} ({error.strerror}). Name a folder you may write to by --output-dir."
-        ) from error
 
 
 def _subset(what: str, given: Sequence[str] | None, known: list[str]) -> list[str]:

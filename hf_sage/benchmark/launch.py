@@ -11,11 +11,16 @@ import torch
 from accelerate.commands.launch import launch_command_parser
 
 
-def relaunch(argv: Sequence[str], launch_flags: Sequence[str]) -> NoReturn:
+def relaunch(argv: Sequence[str], launch_flags: Sequence[str], *, on_cpu: bool = False) -> NoReturn:
     """Replaces this process by ``accelerate launch <launch_flags> -m hf_sage.cli train <the rest>``.
 
     Without a GPU, ``accelerate launch --cpu --num_processes 2`` starts one process and says nothing. The form that
     starts two, with the gloo backend, is ``--multi_gpu`` under ``ACCELERATE_USE_CPU``; so that is what is launched.
+
+    Args:
+        argv: All arguments of ``hf-sage train``.
+        launch_flags: Those among them that are accelerate's.
+        on_cpu: Whether the training itself was told to stay on the CPU.
 
     Raises:
         ValueError: If a flag is not accelerate's either.
@@ -26,8 +31,8 @@ def relaunch(argv: Sequence[str], launch_flags: Sequence[str]) -> NoReturn:
         odd = unknown[0] if unknown else parsed.training_script
         raise ValueError(f"Unknown option {odd!r}: neither `hf-sage train` nor `accelerate launch` has it. See --help.")
     environment = dict(os.environ)
-    if parsed.cpu or parsed.use_cpu or not torch.cuda.is_available():
-        flags = [flag for flag in flags if flag not in ("--cpu", "--use_cpu")]
+    if parsed.cpu or on_cpu or not torch.cuda.is_available():
+        flags = [flag for flag in flags if flag != "--cpu"]
         environment["ACCELERATE_USE_CPU"] = "true"
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // (parsed.num_processes or 1))))
         if (parsed.num_processes or 1) > 1 and not parsed.multi_gpu:
@@ -48,7 +53,7 @@ def check_processes() -> None:
     environment = os.environ
     launched = "ACCELERATE_MIXED_PRECISION" in environment
     if launched and "MASTER_ADDR" in environment and not {"RANK", "LOCAL_RANK", "WORLD_SIZE"} & set(environment):
-        raise RuntimeError(
+        raise ValueError(
             "accelerate launch was asked for several processes on the CPU but started one, as it does with --cpu. Use "
             "`hf-sage train --num_processes N ...`, or `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu "
             "--num_processes N scripts/train.py ...`."

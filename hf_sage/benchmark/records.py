@@ -1,4 +1,4 @@
-"""One finished run of a benchmark, and its file: written whole or not at all, so that a killed benchmark resumes."""
+"""One finished run of a benchmark, and its file: written whole or not at all."""
 
 from __future__ import annotations
 
@@ -73,6 +73,23 @@ def write_atomic(path: str | Path, text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder for results and checks that it takes them.
+
+    Raises:
+        OSError: If it cannot be made or written to; the message says what to do.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".write-test"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(
+            f"Cannot write to {folder} ({error.strerror}). Name a folder you may write to by --output-dir."
+        ) from error
 
 
 def read_records(folder: str | Path) -> list[Record]:

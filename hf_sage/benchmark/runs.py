@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import EvalPrediction, PrinterCallback, TrainerCallback, set_seed
+from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from hf_sage.benchmark.records import Record
 from hf_sage.data import domain_names, hold_out, load_embedded, preprocess
-from hf_sage.metrics import DomainAccuracy
+from hf_sage.metrics import DomainAccuracy, accuracy
 from hf_sage.models import tiny_clip
 from hf_sage.trainer import SAGEConfig, SAGETrainer
 
@@ -117,11 +117,6 @@ def run(job: Job, scratch: Path, *, save_to: Path | None = None, progress: Progr
         hyperparameters={"learning_rate": job.learning_rate} | job.hyperparameters,
         history=[entry for entry in trainer.state.log_history if "loss" in entry],
     )
-
-
-def accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """Share of rows whose largest logit is their label's."""
-    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
 
 class _Progress(TrainerCallback):

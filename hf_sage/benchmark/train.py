@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from datasets import DatasetDict
 from transformers import HfArgumentParser, set_seed
 
-from hf_sage.benchmark.demo import make_folder
 from hf_sage.benchmark.launch import check_processes, relaunch
-from hf_sage.benchmark.records import write_atomic
-from hf_sage.benchmark.runs import accuracy
+from hf_sage.benchmark.records import make_folder, write_atomic
 from hf_sage.data import ImageCollator, OnBadImage, domain_names, hold_out, load_domains
+from hf_sage.metrics import accuracy
 from hf_sage.models import TINY_CLIP, image_classifier
 from hf_sage.trainer import SAGEConfig, SAGETrainer
 
@@ -62,9 +62,8 @@ def parse(argv: Sequence[str]) -> tuple[RunArguments, SAGEConfig, list[str]]:
     parser = HfArgumentParser((RunArguments, SAGEConfig), prog="hf-sage train", allow_abbrev=False)
     parser.add_argument("--config", help="YAML file with any of these arguments; flags win over it.")
     file = _config_option(argv)
-    if file is not None:
-        parser.set_defaults(**_read_config(file))
-    run, config, _, rest = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
+    written = [] if file is None else _as_flags(_read_config(file))  # before the flags, so that those win
+    run, config, _, rest = parser.parse_args_into_dataclasses([*written, *argv], return_remaining_strings=True)
     return run, config, rest
 
 
@@ -79,7 +78,7 @@ def train(argv: Sequence[str]) -> dict[str, float]:
     """
     run, config, launch_flags = parse(argv)
     if launch_flags:
-        relaunch(argv, launch_flags)
+        relaunch(argv, launch_flags, on_cpu=config.use_cpu)
     check_processes()
     make_folder(Path(config.output_dir))
     set_seed(config.seed)
@@ -94,7 +93,7 @@ def train(argv: Sequence[str]) -> dict[str, float]:
         label_column=run.label_column,
     )
     if run.held_out is None:
-        known = domain_names(data if hasattr(data, "features") else data["train"], column)
+        known = domain_names(data["train"] if isinstance(data, DatasetDict) else data, column)
         raise ValueError(f"Which domain is to be held out? Choose by --held_out one of {', '.join(map(repr, known))}.")
     splits = hold_out(data, run.held_out, run.validation_fraction, config.seed, column, run.label_column)
     model, processor = image_classifier(run.model, splits["train"].features[run.label_column].names)
@@ -122,6 +121,17 @@ def _config_option(argv: Sequence[str]) -> str | None:
     parser.add_argument("--config")
     file: str | None = parser.parse_known_args(list(argv))[0].config
     return file
+
+
+def _as_flags(entries: dict[str, Any]) -> list[str]:
+    """A file's entries as flags, so that they meet the same types and choices."""
+    flags: list[str] = []
+    for name, value in entries.items():
+        if isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            flags += [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]
+    return flags
 
 
 def _read_config(file: str) -> dict[str, Any]:

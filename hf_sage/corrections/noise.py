@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_sage.agreement import noise_scale
+from hf_sage.ascents.base import like_shard
 from hf_sage.corrections.base import Descent
 
 
@@ -47,5 +48,5 @@ class AgreementNoise:
                 generators[g.device] = torch.Generator(g.device).manual_seed(descent.seed)
             dtype = torch.promote_types(g.dtype, torch.float32)
             noise = torch.randn(g.shape, dtype=dtype, device=g.device, generator=generators[g.device])
-            g.add_((noise * beta.to(g.device, dtype)).to(g.dtype))
+            g.add_(like_shard((noise * beta.to(g.device, dtype)).to(g.dtype), g))
         return {"noise_scale": beta}

@@ -40,7 +40,12 @@ def load_embedded(name: str, seed: int = 0) -> datasets.DatasetDict:
     scans, digits = styles.load_scans()
     # Two streams: the styles of a scan do not depend on how the scans are split.
     style_rng, split_rng = (np.random.default_rng([seed, purpose]) for purpose in (0, 1))
-    rendering = getattr(styles, name)(scans, digits, style_rng)
+    render = {
+        "style_digits": styles.style_digits,
+        "rotated_digits": styles.rotated_digits,
+        "colored_digits": styles.colored_digits,
+    }
+    rendering = render[name](scans, digits, style_rng)
     domains = list(rendering.images)
     features = datasets.Features(
         image=datasets.Image(),

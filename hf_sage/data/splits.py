@@ -75,7 +75,8 @@ def _domains(dataset: datasets.Dataset, column: str) -> list[str]:
     if column not in dataset.column_names:
         raise ValueError(
             f"There is no domain column {column!r}; the columns are {', '.join(map(repr, dataset.column_names))}. Name "
-            "the one that holds the domain by domain_column (--domain_column)."
+            "the one that holds the domain by domain_column (--domain_column); without one there is nothing to hold "
+            "out, and SAGETrainer trains as one group by domain_column=None."
         )
     values = dataset.with_format(None)[column][:]
     feature = dataset.features[column]

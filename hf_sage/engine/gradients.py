@@ -1,8 +1,9 @@
 """Group gradients by one forward and backward pass over the rows of each group.
 
 K passes over B/K rows cost what one pass over B rows costs, and their sum *is* the gradient of the batch: no extra pass
-is needed for the mean. The price is one copy of the gradient a group while S is computed. A network that mixes the rows
-of a batch (BatchNorm) sees each group by itself; both passes of the step do, so that they differ by ε alone.
+is needed for the mean. The price is one copy of the gradient a group while S is computed, shared among the ranks if
+there are several. A network that mixes the rows of a batch (BatchNorm) sees each group by itself; both passes of the
+step do, so that they differ by ε alone.
 """
 
 from __future__ import annotations
@@ -13,12 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_sage.agreement import gradient_agreement, gram_matrix
+from hf_sage.agreement import gradient_agreement
+from hf_sage.engine.distributed import Gradients, Reduction
 from hf_sage.engine.randomness import RandomState
 
-Gradients = list[Tensor | None]
 Backward = Callable[[Tensor], None]
-Reduction = Callable[[Sequence[Tensor | None], Sequence[Tensor]], Gradients]
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def clean_pass(
         backward: See `gradient_of`.
         groups: The groups present in the batch on any rank, in the order that all ranks go through them; by default
             those of ``parts``.
-        reduce: Averages a gradient over ranks; ``None`` keeps it local.
+        reduce: What to make of the ranks' gradients; by default each rank keeps its own.
         record_randomness: Whether to keep the random states, for a second pass with the same dropout masks.
 
     Returns:
@@ -120,18 +120,23 @@ def clean_pass(
     """
     if groups is None:
         groups = list(dict.fromkeys(part.group for part in parts))
+    reduce = reduce or Reduction()
     record: list[RandomState] | None = [] if record_randomness else None
-    gradients: list[Gradients] = []
+    keep = reduce.scatter if len(groups) > 1 else reduce  # one group is the mean already, and is compared to none
+    pieces: list[Gradients] = []
     losses: dict[Hashable, tuple[Tensor, float]] = {}
     for group in groups:
         own = [part for part in parts if part.group == group]
         gradient, loss = gradient_of(parameters, own, backward, record=record)
-        gradients.append(reduce(gradient, parameters) if reduce is not None else gradient)
+        pieces.append(keep(gradient, parameters))
+        gradient.clear()  # the pieces may be less
         losses[group] = (loss, sum(part.weight for part in own))
-    # S is made of cosines: w_k g_k serves as well as g_k.
-    agreement = gradient_agreement(gram_matrix(gradients)) if len(groups) > 1 else torch.ones((), dtype=torch.float64)
     total = torch.stack([loss for loss, _ in losses.values()]).sum()
-    return CleanPass(total, _sum(gradients), agreement, losses, record or [])
+    if len(groups) == 1:
+        return CleanPass(total, pieces[0], torch.ones((), dtype=torch.float64), losses, record or [])
+    # S is made of cosines: w_k g_k serves as well as g_k.
+    agreement = gradient_agreement(reduce.gram(pieces))
+    return CleanPass(total, reduce.gather(_sum(pieces), parameters), agreement, losses, record or [])
 
 
 def _sum(gradients: list[Gradients]) -> Gradients:

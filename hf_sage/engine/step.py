@@ -2,13 +2,13 @@
 
 report = two_pass_step(model, parts, method)     # leaves the perturbed gradient in .grad
 torch.nn.utils.clip_grad_norm_(...)              # if wanted
-descend(model, method, report.agreement, seed)   # corrections, e.g. the noise
+descend(model, method, report, seed)  # corrections, e.g. the noise
 optimizer.step()
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from hf_sage.ascents.base import norms
 from hf_sage.corrections import Descent
 from hf_sage.engine.batchnorm import frozen_running_statistics
-from hf_sage.engine.gradients import Backward, Gradients, Part, Reduction, clean_pass, gradient_of
+from hf_sage.engine.distributed import Gradients, Reduction
+from hf_sage.engine.gradients import Backward, Part, clean_pass, gradient_of
 from hf_sage.engine.perturbation import perturbed
+from hf_sage.engine.sharding import MeanByFSDP, check_same_passes, is_sharded, reshard, resharded
 from hf_sage.methods import Method
 
 
@@ -73,6 +75,7 @@ def two_pass_step(
     groups: Sequence[Hashable] | None = None,
     reduce: Reduction | None = None,
     same_dropout: bool = False,
+    inspect: Callable[[Sequence[Tensor], Sequence[Tensor]], None] | None = None,
 ) -> StepReport:
     """Computes the gradient at θ + ε and adds it to ``.grad``; θ is the same bits afterwards, also if a pass raises.
 
@@ -83,41 +86,51 @@ def two_pass_step(
         backward: Backpropagates a loss into ``.grad``.
         groups: The groups present on any rank, in an order all ranks share; by default those of ``parts``.
         reduce: Averages the clean gradients over ranks, so that ε and S are those of the whole batch. ``None``: each
-            rank has its own (local perturbation). The perturbed gradient is the caller's to reduce.
+            rank has its own (local perturbation). The perturbed gradient is the caller's to reduce. Where FSDP has
+            sharded the parameters it averages all gradients itself, and this is not used.
         same_dropout: Whether the second pass draws the first pass's random numbers.
+        inspect: Is shown θ and ε right before one is added to the other; it must change neither.
 
     Returns:
         A `StepReport`.
 
     Raises:
-        ValueError: If there is no group, or no trainable parameter.
+        ValueError: If there is no group, or no trainable parameter; under FSDP also if only some parameters are
+            sharded, or if the ranks have parts of different groups.
     """
+    reshard(model)
     parameters = trainable(model)
     if not (parts or groups) or not parameters:
         raise ValueError("A step needs at least one part of a batch and one parameter that requires a gradient.")
-    if groups is not None and (strangers := {part.group for part in parts} - set(groups)):
+    groups = list(dict.fromkeys(part.group for part in parts)) if groups is None else groups
+    if strangers := {part.group for part in parts} - set(groups):
         raise ValueError(
             f"Parts of the groups {strangers} are in the batch, but not in groups={list(groups)}. Add them."
         )
+    parts = _in_order(parts, groups)
+    if is_sharded(parameters):
+        check_same_passes([part.group for part in parts])
+        reduce = MeanByFSDP()
 
     # Phases 1 and 2: sub-objective gradients, mean gradient, agreement
     clean = clean_pass(parameters, parts, backward, groups=groups, reduce=reduce, record_randomness=same_dropout)
-    is_finite = _is_finite([g for g in clean.gradient if g is not None])
+    is_finite = all_finite([g for g in clean.gradient if g is not None])
     theta = [p for p, g in zip(parameters, clean.gradient, strict=True) if g is not None]
     if not is_finite or method.ascent is None or not method.perturbs or not theta:
         _accumulate(parameters, clean.gradient)
         return StepReport(clean.loss, None, clean.agreement, None, clean.group_losses, is_finite)
 
-    # Phase 3: perturbation
-    with torch.no_grad():
+    # Phase 3: perturbation, in full precision whatever the passes run in
+    with torch.no_grad(), torch.autocast(theta[0].device.type, enabled=False):
         epsilon = method.ascent([p.detach() for p in theta], [g for g in clean.gradient if g is not None])
         norm = torch.linalg.vector_norm(norms(epsilon))
+    if inspect is not None:
+        inspect(theta, epsilon)
     clean.gradient.clear()  # its memory is the perturbed gradient's
 
     # Phases 4, 5 and 6: ascend, perturbed pass over the same parts, restore
-    ordered = _in_order(parts, clean.group_losses)
-    with perturbed(theta, epsilon), frozen_running_statistics(model):
-        gradient, loss = gradient_of(parameters, ordered, backward, replay=clean.random_states or None)
+    with resharded(model), perturbed(theta, epsilon), frozen_running_statistics(model):
+        gradient, loss = gradient_of(parameters, parts, backward, replay=clean.random_states or None)
     _accumulate(parameters, gradient)
     return StepReport(clean.loss, loss, clean.agreement, norm, clean.group_losses, is_finite)
 
@@ -152,7 +165,7 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _in_order(parts: Sequence[Part], groups: Iterable[Hashable]) -> list[Part]:
-    """The parts in the order the clean pass went through them: group by group."""
+    """The parts group by group, as both passes go through them."""
     return [part for group in groups for part in parts if part.group == group]
 
 
@@ -163,6 +176,6 @@ def _accumulate(parameters: Sequence[Tensor], gradients: Gradients) -> None:
             p.grad = g if p.grad is None else p.grad.add_(g)
 
 
-def _is_finite(gradients: Sequence[Tensor]) -> bool:
+def all_finite(gradients: Sequence[Tensor]) -> bool:
     """Whether the norm of every tensor is finite; one synchronisation in all."""
     return not gradients or bool(torch.isfinite(norms(gradients)).all())

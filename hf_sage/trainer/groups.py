@@ -27,7 +27,7 @@ def group_name(value: object) -> str:
     """A domain as text; 0-dimensional tensors and arrays, which hash by identity, as what they hold.
 
     Raises:
-        TypeError: If the value is neither a string nor an integer.
+        ValueError: If the value is neither a string nor an integer.
     """
     if isinstance(value, str):
         return str(value)
@@ -35,7 +35,7 @@ def group_name(value: object) -> str:
         return str(int(value))
     if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
         return group_name(value.item())
-    raise TypeError(
+    raise ValueError(
         f"A domain must be a string, a ClassLabel or an integer; got {value!r} of type {type(value).__name__}. "
         "Give every row a domain, or train without groups by domain_column=None."
     )
@@ -45,7 +45,7 @@ def encode_groups(values: Iterable[object]) -> Tensor:
     """The domains of a batch as bytes: uint8 of shape ``(rows, WIDTH)``, UTF-8 padded with zeros.
 
     Raises:
-        TypeError: If a value is neither a string nor an integer.
+        ValueError: If a value is neither a string nor an integer.
     """
     rows = []
     for value in values:

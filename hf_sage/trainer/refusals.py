@@ -21,8 +21,9 @@ def refuse_what_cannot_be_exact(args: TrainingArguments, accelerator: Any, metho
         )
     if accelerator.distributed_type == "FSDP":
         raise ValueError(
-            f"{name} takes the polar factor of whole matrices, and FSDP holds shards of them; this is not supported "
-            "yet. Train with DistributedDataParallel: `accelerate launch --multi_gpu` without --use_fsdp."
+            f"{name} on FSDP's shards is exact in hf_sage.engine, for fully_shard and a loop of your own, but the "
+            "trainer does not yet hand every rank the same passes, without which FSDP waits forever. Train with "
+            "DistributedDataParallel: `accelerate launch --multi_gpu` without --use_fsdp."
         )
     if args.n_gpu > 1:
         raise ValueError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -18,7 +20,8 @@ from hf_sage.engine import (
     two_pass_step,
 )
 from hf_sage.engine.distributed import sum_over_ranks
-from hf_sage.engine.step import trainable
+from hf_sage.engine.precision import full_precision, groups_at_fault
+from hf_sage.engine.step import all_finite, trainable
 from hf_sage.methods import Method
 from hf_sage.trainer.collator import DomainCollator
 from hf_sage.trainer.config import SAGEArguments
@@ -112,7 +115,9 @@ class SAGEMixin(_Base):
         if callable(getattr(self.optimizer, "train", None)):  # schedule-free optimizers, as Trainer does
             self.optimizer.train()
         # Gradients are averaged over ranks below: DistributedDataParallel would average K+1 times, at the wrong points.
-        with self.accelerator.no_sync(model):
+        in_fp32 = self.sage_args.full_precision_passes
+        precision = full_precision(self.model, self.args.device.type) if in_fp32 else nullcontext()
+        with self.accelerator.no_sync(model), precision:
             self._report = self._two_passes(model, method, window, num_items_in_batch)
         return torch.zeros((), device=self.args.device) if self._report is None else self._report.loss
 
@@ -150,14 +155,21 @@ class SAGEMixin(_Base):
                 groups=None if local and chunk else list(items),
                 reduce=None if local else mean_over_ranks,
                 same_dropout=self.sage_args.same_dropout,
+                inspect=self._inspect if self._step_log.precision.is_due and self.args.process_index == 0 else None,
             )
             for chunk in ([own for own in pieces if own] or [[]] if local else [rows])
         ]
         report = StepReport.merge(reports)
         if local or report.perturbed_loss is not None:
             self._average_gradients(model)
-        if local:  # the noise must be the same on all ranks
-            report = replace(report, agreement=sum_over_ranks(report.agreement) / self.args.world_size)
+        if local:  # the noise must be the same on all ranks, and so must be whether there is any
+            own = torch.stack([report.agreement, torch.full_like(report.agreement, not report.is_finite)])
+            agreement, broken = sum_over_ranks(own) / self.args.world_size
+            report = replace(report, agreement=agreement, is_finite=not broken)
+        if not report.is_finite and self.accelerator.scaler is None and self._step_log.skipped.wants_groups:
+            parts = as_parts(rows, loss, weight, scale_loss=not divides)
+            found = groups_at_fault(model, parts, self.accelerator.backward)
+            self._step_log.skipped.groups = [self._class_names.get(str(group), str(group)) for group in found]
         return report
 
     def _cut(self, inputs: Inputs, method: Method) -> list[Rows]:
@@ -200,12 +212,31 @@ class SAGEMixin(_Base):
             p.grad = g
 
     def finish_step(self) -> None:
-        """Applies the method's corrections to the clipped gradient; called right before the optimizer's step."""
+        """Applies the method's corrections to the clipped gradient; called right before the optimizer's step.
+
+        A gradient that is not finite is dropped, so that the optimizer changes nothing; a GradScaler sees to it itself.
+        All ranks do the same, because the gradient is the same on them all.
+        """
         report, self._report = self._report, None
         if report is None:
             return
+        parameters = trainable(self.model)
+        if not (report.is_finite and all_finite([p.grad for p in parameters if p.grad is not None])):
+            has_scaler = self.accelerator.scaler is not None
+            self._step_log.skipped.add(report, self.state.global_step + 1, warns=not has_scaler)
+            for p in () if has_scaler else parameters:
+                p.grad = None
+            return
         seed = step_seed(self.args.seed, self.state.global_step)
         self._step_log.add(report, descend(self.model, self.sage_method, report, seed))
+
+    def _inspect(self, theta: Sequence[Tensor], epsilon: Sequence[Tensor]) -> None:
+        """Measures what the forward pass will see of ε."""
+        device, autocast = self.args.device.type, None
+        if not self.sage_args.full_precision_passes:
+            with self.accelerator.autocast():
+                autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        self._step_log.precision.inspect(theta, epsilon, autocast)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As the base computes it, without the domain column."""
