@@ -21,7 +21,7 @@ demo: setup ## train ERM, SAM and SAGE on real images, about 5 minutes on 2 core
 	@$(BIN)/hf-sage demo
 
 test: setup ## run the test suite
-	@$(BIN)/python -m pytest -n 2 --dist worksteal -q
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -q
 
 # The oldest versions that pyproject.toml allows; the oldest torch comes with CUDA, several gigabytes.
 $(VENV)-min/.done: pyproject.toml .ci/constraints-min.txt
@@ -31,7 +31,7 @@ $(VENV)-min/.done: pyproject.toml .ci/constraints-min.txt
 	@touch $@
 
 test-min: $(VENV)-min/.done ## run the test suite against the lower bounds
-	@$(VENV)-min/bin/python -m pytest -n 2 --dist worksteal -q
+	@$(VENV)-min/bin/python -m pytest -n 2 --dist loadfile -q
 
 lint: setup ## check style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

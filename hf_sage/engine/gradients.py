@@ -133,7 +133,7 @@ def clean_pass(
         losses[group] = (loss, sum(part.weight for part in own))
     total = torch.stack([loss for loss, _ in losses.values()]).sum()
     if len(groups) == 1:
-        return CleanPass(total, pieces[0], torch.ones((), dtype=torch.float64), losses, record or [])
+        return CleanPass(total, pieces[0], torch.ones_like(total, dtype=torch.float64), losses, record or [])
     # S is made of cosines: w_k g_k serves as well as g_k.
     agreement = gradient_agreement(reduce.gram(pieces))
     return CleanPass(total, reduce.gather(_sum(pieces), parameters), agreement, losses, record or [])

@@ -31,20 +31,15 @@ def perturbed(parameters: Sequence[Tensor], epsilon: Sequence[Tensor]) -> Iterat
         torch.clear_autocast_cache()  # an autocast around both passes holds casts of θ
         yield
     finally:
-        _put_back(parameters, saved)
+        interrupt: KeyboardInterrupt | None = None
+        while True:
+            try:
+                with torch.no_grad():
+                    for p, original in zip(parameters, saved, strict=False):  # fewer, if adding ε was cut short
+                        p.copy_(original)
+                break
+            except KeyboardInterrupt as error:  # a Ctrl-C must not leave half of θ perturbed: it is raised afterwards
+                interrupt = error
         torch.clear_autocast_cache()
-
-
-def _put_back(parameters: Sequence[Tensor], saved: Sequence[Tensor]) -> None:
-    """Copies every saved tensor back; a Ctrl-C meanwhile is raised when all are."""
-    interrupt: KeyboardInterrupt | None = None
-    while True:
-        try:
-            with torch.no_grad():
-                for p, original in zip(parameters, saved, strict=False):  # fewer, if adding ε was cut short
-                    p.copy_(original)
-            break
-        except KeyboardInterrupt as error:
-            interrupt = error
-    if interrupt is not None:
-        raise interrupt
+        if interrupt is not None:
+            raise interrupt
