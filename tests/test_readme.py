@@ -51,3 +51,8 @@ def test_every_field_is_in_the_table() -> None:
     assert set(re.findall(r'`"(\w+)"`', next(line for line in table.splitlines() if "`method`" in line))) == set(
         METHODS
     )
+
+
+def test_the_demos_table_is_the_one_on_file() -> None:
+    table = (Path(__file__).parent.parent / "model_cards" / "style_digits" / "table.md").read_text(encoding="utf-8")
+    assert table.split("\n\n")[0] in README

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import torch
+import torch.distributed as dist
 from accelerate.commands.launch import launch_command_parser
 
 
@@ -58,6 +59,13 @@ def check_processes() -> None:
             "`hf-sage train --num_processes N ...`, or `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu "
             "--num_processes N scripts/train.py ...`."
         )
+
+
+def leave_together() -> None:
+    """Ends the process group when all ranks have come here: left to the interpreter's exit, its threads may abort it."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def _without(argv: Sequence[str], flags: Sequence[str]) -> list[str]:

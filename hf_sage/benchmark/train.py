@@ -14,7 +14,7 @@ import yaml
 from datasets import DatasetDict
 from transformers import HfArgumentParser, set_seed
 
-from hf_sage.benchmark.launch import check_processes, relaunch
+from hf_sage.benchmark.launch import check_processes, leave_together, relaunch
 from hf_sage.benchmark.records import make_folder, write_atomic
 from hf_sage.data import ImageCollator, OnBadImage, domain_names, hold_out, load_domains
 from hf_sage.metrics import accuracy
@@ -113,6 +113,7 @@ def train(argv: Sequence[str]) -> dict[str, float]:
     metrics |= trainer.evaluate(splits["test"], metric_key_prefix="test")
     if trainer.is_world_process_zero():
         write_atomic(Path(config.output_dir) / "results.json", json.dumps(metrics, indent=1) + "\n")
+    leave_together()
     return metrics
 
 
