@@ -62,7 +62,7 @@ def check_processes() -> None:
 
 
 def leave_together() -> None:
-    """Ends the process group when all ranks have come here: left to the interpreter's exit, its threads may abort it."""
+    """Ends the process group when all ranks are here; left to the exit of the interpreter, its threads may abort it."""
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
