@@ -24,6 +24,7 @@ from training import CLASSES, SAGE, Rows, accuracy, build, entries, image_rows
 from transformers import CLIPConfig, CLIPForImageClassification, EarlyStoppingCallback, set_seed
 
 from hf_sage import SAGETrainer
+from hf_sage.trainer.checkpoints import complete_checkpoints
 
 UPDATES = 14
 """Of a life. An epoch has 4."""
@@ -181,26 +182,14 @@ def trained(folder: Path, resume: str | None = None, **options: Any) -> Any:
 # ---- Lives ----
 
 
-def last_complete_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint whose trainer state, which Trainer writes last, can be read."""
-    for path in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
-        try:
-            json.loads((path / "trainer_state.json").read_text())
-        except (OSError, ValueError):
-            continue
-        return str(path)
-    return None
-
-
 def live(
     folder: str,
     stop: dict[str, Any] | None = None,
     calls: int | None = None,
     patience: int | None = None,
-    newest: bool = False,
     **options: Any,
 ) -> None:
-    """Goes on from the last checkpoint, complete or ``newest``, until killed or through; then writes ``end.json``.
+    """Goes on from the last checkpoint that is whole until killed or through; then writes ``end.json``.
 
     It is killed by ``stop``, see `Watched`, or by function call number ``calls`` of the training, wherever that is.
     """
@@ -215,7 +204,7 @@ def live(
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.setprofile(profile)
-    trainer.train(resume_from_checkpoint=True if newest else last_complete_checkpoint(Path(folder)))
+    trainer.train(resume_from_checkpoint=bool(complete_checkpoints(folder)))
     sys.setprofile(None)
     log = entries(trainer, "epoch")[:-1]  # the last sums up what came after the restart
     log = [{k: v for k, v in entry.items() if "runtime" not in k and "per_second" not in k} for entry in log]

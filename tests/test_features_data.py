@@ -92,7 +92,6 @@ def test_streams_are_stock(workers):
     assert entries(ours) == entries(stock)
 
 
-@pytest.mark.xfail(strict=True, reason="hf_sage.trainer looks class names up where it makes a sampler: not for streams")
 def test_class_labels_of_a_stream_have_their_names():
     assert names_of(train(vit(), stream("ClassLabel"), **SAGE)) == set(DOMAINS)
 
@@ -234,11 +233,6 @@ def test_removing_what_a_transform_reads_is_the_same_error_as_in_stock(trainer):
         train(vit(), raw().with_transform(transform), trainer=trainer, **options)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=KeyError,
-    reason="hf_sage.trainer: the domain counts as a column the model takes, so Trainer's own error does not come",
-)
 def test_stocks_advice_on_removed_columns_survives():
     """No column is the model's: stock says remove_unused_columns=False."""
 
@@ -344,9 +338,6 @@ def test_sampling_strategies_hold_for_natural_sampling(strategy):
     assert seen["sage"] == seen["stock"]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="hf_sage.trainer: balanced sampling, the default, overrides train_sampling_strategy in silence"
-)
 @pytest.mark.parametrize("strategy", ["sequential", "group_by_length"])
 def test_a_strategy_that_balanced_sampling_overrides_is_told(strategy):
     with pytest.warns(UserWarning, match="train_sampling_strategy.*domain_sampling"):
@@ -395,7 +386,6 @@ def test_parts_and_sums_are_their_rows(form, wrap):
     assert {"eval_art_accuracy", "eval_worst_accuracy"} <= set(trainer.evaluate(data))
 
 
-@pytest.mark.xfail(strict=True, reason="hf_sage.trainer.groups.class_names does not look into Subset and ConcatDataset")
 @pytest.mark.parametrize("form", PIECES)
 def test_class_labels_in_parts_and_sums_have_their_names(form):
     data = pieces(image_rows(32), lambda rows: labelled(hub_dataset(rows)))[form]
@@ -414,7 +404,6 @@ class Counting(datasets.Dataset):
         return super().__getitem__(key)
 
 
-@pytest.mark.xfail(strict=True, reason="hf_sage.trainer.groups.domains_of reads every row of a ConcatDataset")
 def test_domains_of_a_sum_are_read_from_the_column():
     """As those of a part are: an image that is decoded for its domain alone is decoded in vain."""
     data = hub_dataset(image_rows())
@@ -483,7 +472,6 @@ def test_metrics_batch_by_batch_are_stock(trainer):
     assert {k: metrics[k] for k in comparable(metrics)} == {k: pooled[k] for k in comparable(metrics)}
 
 
-@pytest.mark.xfail(strict=True, reason="hf_sage.trainer leaves the domain among the inputs of metrics made by batch")
 def test_inputs_of_metrics_batch_by_batch_are_stock():
     compute = Summing()
     options = {"batch_eval_metrics": True, "include_for_metrics": ["inputs"], "compute_metrics": compute}
@@ -564,23 +552,13 @@ class Evaluations(TrainerCallback):
         self.seen.extend(comparable(metrics))
 
 
-@pytest.mark.xfail(strict=True, reason="hf_sage.trainer.evaluate announces the metrics of each of several sets twice")
 def test_every_metric_is_announced_once():
     callback = Evaluations()
     metrics_of(sets(), callbacks=[callback])
     assert len(callback.seen) == len(set(callback.seen))
 
 
-@pytest.mark.parametrize(
-    "metric",
-    [
-        pytest.param(
-            "eval_one_loss",
-            marks=pytest.mark.xfail(strict=True, reason="announced twice, so patience ends in half the evaluations"),
-        ),
-        "eval_worst_loss",
-    ],
-)
+@pytest.mark.parametrize("metric", ["eval_one_loss", "eval_worst_loss"])
 def test_patience_counts_evaluations(metric):
     """At a learning rate of zero nothing improves on the first evaluation, so a patience of 2 ends with the third."""
     options = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 8, "learning_rate": 0.0}
@@ -616,15 +594,7 @@ def unpacked(base: type[Trainer]) -> type[Trainer]:
     return OwnInputs
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        "erm",
-        pytest.param(
-            "sam", marks=pytest.mark.xfail(strict=True, reason="hf_sage.trainer takes batches for dictionaries")
-        ),
-    ],
-)
+@pytest.mark.parametrize("method", ["erm", "sam"])
 def test_batches_without_names(method):
     options = {"data_collator": pairs, "train_sampling_strategy": "sequential"}
     rows = Rows(without("domain", image_rows()))
@@ -644,7 +614,6 @@ class WithAttributes:
         return default_data_collator(rows)
 
 
-@pytest.mark.xfail(strict=True, reason="hf_sage.trainer.collator.DomainCollator hides the attributes of the user's")
 def test_attributes_of_the_users_collator_are_there():
     trainer = build(vit(), Rows(image_rows()), data_collator=WithAttributes())
     assert trainer.data_collator.valid_label_columns == ("label",)

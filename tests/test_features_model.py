@@ -316,11 +316,6 @@ def test_batchnorm_is_stock(model):
     assert_is_stock(model, image_rows(), eval_strategy="steps", eval_steps=1, eval_dataset=Rows(image_rows(5, seed=2)))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="hf_sage.engine.gradients: a group of one row fails in BatchNorm without a word about groups",
-)
 def test_batchnorm_of_a_group_of_one_row_is_an_error_with_the_cure():
     """Stock trains on these 4 rows; cut into groups, some of a single row have no variance."""
 
@@ -354,9 +349,6 @@ class Spectral(nn.Module):
         return {"loss": loss / (len(labels) if num_items_in_batch is None else num_items_in_batch), "logits": logits}
 
 
-@pytest.mark.xfail(
-    strict=True, reason="hf_sage.engine.batchnorm restores running statistics only, not the buffers of other layers"
-)
 def test_the_second_pass_leaves_other_buffers_alone():
     def buffers(rho: float) -> list[Tensor]:
         options = {"method": "sage", "rho": rho, "gamma": 1e-3, "max_steps": 1}
@@ -365,9 +357,6 @@ def test_the_second_pass_leaves_other_buffers_alone():
     assert_same_bits(buffers(rho=0.1), buffers(rho=0.0))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="hf_sage.trainer.loss: measuring how a loss is divided moves buffers that are not BatchNorm's"
-)
 def test_other_buffers_are_stock_over_micro_batches():
     assert_is_stock(Spectral, image_rows(), per_device_train_batch_size=4, gradient_accumulation_steps=3)
 

@@ -219,10 +219,6 @@ class Features(nn.Module):
         return self.layer(pixel_values.flatten(1)).tanh()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="hf_sage.engine.step.trainable: parameters that only the optimizer knows get the gradient of both passes",
-)
 @pytest.mark.parametrize("options", [SAGE, {"method": "sam"}], ids=["sage", "sam"])
 def test_parameters_of_the_loss_get_one_gradient(options):
     """A radius that moves nothing visibly leaves them plain gradient descent: one gradient, not one a pass."""
@@ -379,7 +375,6 @@ def test_optimizers_that_step_inside_backward_are_refused(name, options):
     build(vit(), Rows(image_rows()), optim=name, method="erm")  # erm is the base's own step
 
 
-@pytest.mark.xfail(strict=True, reason="hf_sage.trainer.refusals prints the enumeration's member, not what was given")
 def test_refused_optimizers_are_called_by_the_name_the_user_gave():
     with pytest.raises(ValueError, match=r"optimizer '?lomo'?"):
         build(vit(), Rows(image_rows()), optim="lomo", **SAGE)

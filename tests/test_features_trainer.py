@@ -573,9 +573,6 @@ def test_more_than_one_gpu_in_a_process_is_refused(options):
     SAGETrainer(vit(), two_gpus(method="erm"), train_dataset=Rows(image_rows()))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="hf_sage.trainer refuses at construction only; a search changes the method later"
-)
 def test_a_search_does_not_get_around_a_refusal():
     """erm may run on torch's DataParallel; a search that turns it into SAM may not."""
     trainer = SAGETrainer(vit(), two_gpus(method="erm"), train_dataset=Rows(image_rows()))
@@ -756,12 +753,6 @@ def test_trls_sft_is_sage_of_the_same_tokens(tmp_path):
     assert max(relative_differences(ours.model, expected.model, start=language_model())) <= ROUND_OFF
 
 
-COUNTED_AGAIN = pytest.mark.xfail(
-    strict=True, reason="TRL counts tokens in compute_loss: once more for the second pass, and where a loss is measured"
-)
-
-
-@COUNTED_AGAIN
 @pytest.mark.parametrize("method", ["sage", "sam"])
 def test_trls_sft_counts_the_tokens_of_the_first_pass(method, tmp_path):
     order = {"train_sampling_strategy": "sequential"}
@@ -770,7 +761,6 @@ def test_trls_sft_counts_the_tokens_of_the_first_pass(method, tmp_path):
     assert [e["num_tokens"] for e in entries(ours)] == [e["num_tokens"] for e in entries(stock)]
 
 
-@COUNTED_AGAIN
 def test_trls_sft_is_stock_over_micro_batches_with_its_log(tmp_path):
     ours = sft(True, texts(), tmp_path, **NOTHING, **CUT)
     stock = sft(False, without("domain", texts()), tmp_path, **CUT)
@@ -865,12 +855,6 @@ def sentences(ours: bool, rows: list[dict[str, Any]], output: Any, loss: Any = N
     return trainer
 
 
-BROKEN = pytest.mark.xfail(
-    strict=True, raises=AttributeError, reason="sentence-transformers asks its collator, which DomainCollator hides"
-)
-
-
-@BROKEN
 def test_sentence_transformers_are_stock(tmp_path):
     ours = sentences(True, sentence_pairs(), tmp_path, dropout=0.2, **NOTHING)
     stock = sentences(False, without("domain", sentence_pairs()), tmp_path, dropout=0.2)
@@ -880,7 +864,6 @@ def test_sentence_transformers_are_stock(tmp_path):
     assert metrics["eval_loss"] == stock.evaluate(hub_dataset(without("domain", sentence_pairs())))["eval_loss"]
 
 
-@BROKEN
 @pytest.mark.parametrize("method", METHODS)
 def test_sentence_transformers_train(method, tmp_path):
     trainer = sentences(True, sentence_pairs(), tmp_path, **METHODS[method])
@@ -891,23 +874,16 @@ def test_sentence_transformers_train(method, tmp_path):
             assert {f"loss/{name}" for name in DOMAINS} <= set(entry)
 
 
-@BROKEN
 def test_sentence_transformers_micro_batches_make_the_batch(tmp_path):
     whole, cut = (sentences(True, sentence_pairs(), tmp_path, **c, **SAGE) for c in ({}, CUT))
     assert max(relative_differences(cut.model, whole.model, start=encoder())) <= ROUND_OFF
 
 
-@pytest.mark.xfail(strict=True, reason="its loader has samplers of its own, and domain_sampling is ignored in silence")
 def test_sampling_that_a_base_does_itself_is_told(tmp_path):
     with pytest.warns(UserWarning, match=r"domain_sampling"):
         sentences(True, sentence_pairs(), tmp_path, domain_sampling="balanced", **SAGE)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=(AttributeError, AssertionError),
-    reason="the collator, as above; then hf_sage.engine.step.trainable: see test_parameters_of_the_loss_...",
-)
 def test_losses_of_sentence_transformers_with_weights_get_one_gradient(tmp_path):
     """SoftmaxLoss has a classifier of its own, in the optimizer and not in the model."""
     losses = pytest.importorskip("sentence_transformers.losses")
@@ -924,11 +900,6 @@ def test_losses_of_sentence_transformers_with_weights_get_one_gradient(tmp_path)
     assert (tiny - plain).norm() <= 1e-3 * plain.norm()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=(AttributeError, AssertionError),
-    reason="the collator, as above; then NO_DUPLICATES takes the domain for a text: one row of each a batch",
-)
 def test_sentence_transformers_without_duplicates_are_stock(tmp_path):
     """For in-batch negatives, the commonest of its losses."""
     losses = pytest.importorskip("sentence_transformers.losses")

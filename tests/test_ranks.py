@@ -108,12 +108,6 @@ def test_steps_start_from_the_same_running_statistics(case, two_ranks):
     assert len(set(outcomes[0]["statistics"])) == 3
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="hf_sage.trainer: same_running_statistics before the passes, as DistributedDataParallel does it; called "
-    "after them, evaluation and the last checkpoint would have the same ones too",
-)
 @pytest.mark.parametrize("case", [f"batch norm, {which}" for which in SCOPES_AND_METHODS])
 def test_running_statistics_are_the_same_after_the_last_step(case, two_ranks):
     outcomes = two_ranks[case]

@@ -109,14 +109,6 @@ def test_killed_at_any_function_call_is_as_if_never_killed(life, whole, tmp_path
     assert_same_story(tmp_path, whole)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stop", WHILE_SAVING, ids=lambda stop: ", ".join(map(str, stop.values())))
-def test_a_half_written_checkpoint_is_never_silently_wrong(life, whole, tmp_path, stop):
-    """Trainer goes for the newest checkpoint, whole or not: it must refuse what it cannot go on from."""
-    assert life(tmp_path, stop, **EVALUATED) in KILLED
-    assert life(tmp_path, newest=True, **EVALUATED) == 1 or end(tmp_path) == end(whole)
-
-
 BEST = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "save_total_limit": 1, "rho": 0.02}
 BEST |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_worst_accuracy", "patience": 3}
 FORGETS_PATIENCE = "transformers counts patience from 0, unless restore_callback_states_from_checkpoint=True"

@@ -180,16 +180,13 @@ class FirstOfTwoRanks(SAGETrainer):
         return prepare_data_loader(loader, num_processes=2, process_index=0, put_on_device=False)
 
 
-RENAMED = pytest.mark.xfail(
-    strict=True, reason="huggingface/transformers#43701: ViT is saved under names that resuming does not know"
-)
 SMALL = {"per_device_train_batch_size": 6}
 RESUMED = [
     pytest.param(clip, SAGETrainer, SMALL, id="balanced"),
     pytest.param(clip, SAGETrainer, SMALL | {"domain_sampling": "natural"}, id="natural"),
     pytest.param(clip, SAGETrainer, {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2}, id="cut"),
     pytest.param(clip, FirstOfTwoRanks, {"per_device_train_batch_size": 3}, id="first of two ranks"),
-    pytest.param(vit, SAGETrainer, SMALL, marks=RENAMED, id="renamed weights"),
+    pytest.param(vit, SAGETrainer, SMALL, id="renamed weights"),
 ]
 
 

@@ -20,7 +20,7 @@ def frozen_running_statistics(model: nn.Module) -> Iterator[None]:
     The perturbed pass would otherwise move them a second time, towards the statistics of θ + ε. A copy is bit-exact for
     every layer, where the customary momentum of 0 lets a NaN through and InstanceNorm ignores its tracking flag.
     """
-    buffers = _running_statistics(model)
+    buffers = [b for m in model.modules() if m.training for b in m.buffers(recurse=False)]
     saved = [b.clone() for b in buffers]
     try:
         yield

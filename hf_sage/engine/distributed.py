@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hf_sage.agreement import gram_matrix
+
+T = TypeVar("T")
 
 Gradients: TypeAlias = list[Tensor | None]
 """An entry for each parameter, ``None`` where it has no gradient."""
@@ -114,6 +116,15 @@ def sum_over_ranks(x: Tensor) -> Tensor:
         x = x.clone()
         dist.all_reduce(x)
     return x
+
+
+def gathered(own: T) -> list[T]:
+    """What each rank has, in their order; any object that can be pickled."""
+    if not is_distributed():
+        return [own]
+    everyones = [own] * dist.get_world_size()
+    dist.all_gather_object(everyones, own)
+    return everyones
 
 
 def _zeros_where_others_have_more(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> Gradients:

@@ -12,14 +12,13 @@ from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from hf_sage.agreement import gram_matrix
-from hf_sage.engine.distributed import Reduction
+from hf_sage.engine.distributed import Reduction, gathered
 
 
 class MeanByFSDP(Reduction):
@@ -87,8 +86,7 @@ def check_same_passes(passes: Sequence[Hashable]) -> None:
     Raises:
         ValueError: If another rank goes through others.
     """
-    everyones: list[list[Hashable]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(everyones, list(passes))
+    everyones = gathered(list(passes))
     if any(other != everyones[0] for other in everyones):
         raise ValueError(
             f"The ranks have parts of different groups: {everyones}. Every rank takes part in every pass of FSDP, so "

@@ -9,6 +9,7 @@ optimizer.step()
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -76,6 +77,8 @@ def two_pass_step(
     reduce: Reduction | None = None,
     same_dropout: bool = False,
     inspect: Callable[[Sequence[Tensor], Sequence[Tensor]], None] | None = None,
+    parameters: Sequence[nn.Parameter] | None = None,
+    second_pass: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> StepReport:
     """Computes the gradient at θ + ε and adds it to ``.grad``; θ is the same bits afterwards, also if a pass raises.
 
@@ -89,6 +92,8 @@ def two_pass_step(
             rank has its own (local perturbation). The perturbed gradient is the caller's to reduce. Where FSDP has
             sharded the parameters it averages all gradients itself, and this is not used.
         same_dropout: Whether the second pass draws the first pass's random numbers.
+        parameters: θ, where it is more than the model's own: a loss may have parameters too.
+        second_pass: Surrounds the second pass.
         inspect: Is shown θ and ε right before one is added to the other; it must change neither.
 
     Returns:
@@ -99,7 +104,7 @@ def two_pass_step(
             sharded, or if the ranks have parts of different groups.
     """
     reshard(model)
-    parameters = trainable(model)
+    parameters = trainable(model) if parameters is None else list(parameters)
     if not (parts or groups) or not parameters:
         raise ValueError("A step needs at least one part of a batch and one parameter that requires a gradient.")
     groups = list(dict.fromkeys(part.group for part in parts)) if groups is None else groups
@@ -129,13 +134,19 @@ def two_pass_step(
     clean.gradient.clear()  # its memory is the perturbed gradient's
 
     # Phases 4, 5 and 6: ascend, perturbed pass over the same parts, restore
-    with resharded(model), perturbed(theta, epsilon), frozen_running_statistics(model):
+    with resharded(model), perturbed(theta, epsilon), frozen_running_statistics(model), second_pass():
         gradient, loss = gradient_of(parameters, parts, backward, replay=clean.random_states or None)
     _accumulate(parameters, gradient)
     return StepReport(clean.loss, loss, clean.agreement, norm, clean.group_losses, is_finite)
 
 
-def descend(model: nn.Module, method: Method, report: StepReport, seed: int) -> dict[str, Tensor]:
+def descend(
+    model: nn.Module,
+    method: Method,
+    report: StepReport,
+    seed: int,
+    parameters: Sequence[nn.Parameter] | None = None,
+) -> dict[str, Tensor]:
     """Phase 6, second half: applies the method's corrections to the clipped gradient in ``.grad``.
 
     A gradient that was not finite is left as it is.
@@ -145,13 +156,15 @@ def descend(model: nn.Module, method: Method, report: StepReport, seed: int) -> 
         method: Its corrections are applied in order.
         report: What `two_pass_step` returned.
         seed: Seed of this step's random numbers, see `hf_sage.engine.step_seed`.
+        parameters: As in `two_pass_step`.
 
     Returns:
         What the corrections have to say for the log, e.g. ``noise_scale``.
     """
     if not report.is_finite:
         return {}
-    gradients = [p.grad for p in trainable(model) if p.grad is not None]
+    parameters = trainable(model) if parameters is None else parameters
+    gradients = [p.grad for p in parameters if p.grad is not None]
     facts: dict[str, Tensor] = {}
     with torch.no_grad():
         for correction in method.corrections:

@@ -21,6 +21,12 @@ class DomainCollator:
         self.collator = collator
         self.column = column
 
+    def __getattr__(self, name: str) -> Any:
+        """What else the other collator has: some trainers ask theirs (sentence-transformers: its label columns)."""
+        if name == "collator":  # not there yet while a worker process unpickles this
+            raise AttributeError(name)
+        return getattr(self.collator, name)
+
     def __call__(self, features: list[Any]) -> Any:
         """Batches the rows; the domains come under the column's own name, see `encode_groups`."""
         if not isinstance(features[0], Mapping) or self.column not in features[0]:

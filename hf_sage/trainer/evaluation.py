@@ -6,12 +6,72 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor, nn
 from transformers import EvalPrediction
+
+from hf_sage.trainer.groups import class_names, decode_groups
+from hf_sage.trainer.settings import Settings
 
 Metrics = dict[str, float]
 
 NOT_A_SCORE = ("runtime", "per_second", "preparation_time")
 """Endings of entries that `Trainer.evaluate` adds and that have no best or worst."""
+
+
+class DomainEvaluation(Settings):
+    """Metrics by domain, and their average and worst, in every evaluation."""
+
+    compute_metrics: Any
+    control: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._evaluated_domains: list[Tensor] = []
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+        **kwargs: Any,
+    ) -> dict[str, float]:
+        """As the base evaluates, and for a dictionary of datasets also the average and the worst over them."""
+        metrics: Metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **kwargs)
+        sets = eval_dataset if eval_dataset is not None else self.eval_dataset
+        if isinstance(sets, dict):
+            own = {name: _with_prefix(metrics, f"{metric_key_prefix}_{name}_") for name in sets}
+            summary = {f"{metric_key_prefix}_{key}": value for key, value in average_and_worst(own).items()}
+            self.log(dict(summary))
+            # The sets' own metrics were announced with each of them: once more, and patience would count them twice.
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, dict(summary))
+            metrics |= summary
+        return metrics
+
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the base's, with ``compute_metrics`` applied by domain too where the rows have one."""
+        compute, self._evaluated_domains = self.compute_metrics, []
+        names = class_names(getattr(dataloader, "dataset", None), self._column) if self._column else {}
+
+        def by_domain(prediction: EvalPrediction) -> Metrics:
+            if not self._evaluated_domains:
+                return dict(compute(prediction))
+            domains = [names.get(name, name) for d in self._evaluated_domains for name in decode_groups(d)]
+            return metrics_by_domain(compute, prediction, domains)
+
+        # Metrics made batch by batch, and batches left apart, have no rows that could be told by domain.
+        if compute is not None and not self.args.batch_eval_metrics and self.args.eval_do_concat_batches:
+            self.compute_metrics = by_domain
+        try:
+            return super().evaluation_loop(dataloader, *args, **kwargs)
+        finally:
+            self.compute_metrics = compute
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As the base's, with the domains of the rows gathered in the order of the predictions."""
+        domains = inputs.pop(self._column, None) if self._column else None  # metrics made by batch see the inputs
+        if domains is not None and self.compute_metrics is not None:
+            self._evaluated_domains.append(self.gather_function(self._prepare_input(domains)))
+        return super().prediction_step(model, inputs, *args, **kwargs)
 
 
 def metrics_by_domain(
@@ -73,3 +133,7 @@ def _take(value: Any, rows: np.ndarray, total: int) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_take(v, rows, total) for v in value)
     return value[rows] if np.ndim(value) > 0 and len(value) == total else value
+
+
+def _with_prefix(metrics: Metrics, prefix: str) -> Metrics:
+    return {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}

@@ -15,7 +15,7 @@ import datasets
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Subset
+from torch.utils.data import ConcatDataset, Subset
 
 from hf_sage.engine import RandomState
 
@@ -98,6 +98,8 @@ def domains_of(dataset: Any, column: str) -> list[str]:
     if isinstance(dataset, Subset):
         whole = domains_of(dataset.dataset, column)
         return [whole[i] for i in dataset.indices]
+    if isinstance(dataset, ConcatDataset):
+        return [name for part in dataset.datasets for name in domains_of(part, column)]
     state = RandomState.capture()
     try:
         return [group_name(dataset[i][column]) for i in range(len(dataset))]
@@ -107,6 +109,11 @@ def domains_of(dataset: Any, column: str) -> list[str]:
 
 def class_names(dataset: Any, column: str) -> dict[str, str]:
     """What the integers of a ClassLabel column stand for, by their digits; nothing for other columns."""
+    if isinstance(dataset, Subset):
+        return class_names(dataset.dataset, column)
+    if isinstance(dataset, ConcatDataset):  # other parts may count their labels otherwise
+        own = [class_names(part, column) for part in dataset.datasets]
+        return own[0] if all(names == own[0] for names in own) else {}
     features = getattr(dataset, "features", None)  # any dataset may describe its columns as `datasets` does
     label = features.get(column) if isinstance(features, datasets.Features) else None
     return {str(i): name for i, name in enumerate(label.names)} if isinstance(label, datasets.ClassLabel) else {}

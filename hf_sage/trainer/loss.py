@@ -51,6 +51,8 @@ def count_items(inputs: Mapping[str, Any], rows: int, shifts_labels: bool) -> in
     Returns:
         The number of labels that are not ignored where labels are integers, the number of examples otherwise.
     """
+    if not isinstance(inputs, Mapping):
+        return rows
     labels = inputs.get("shift_labels", inputs.get("labels"))
     if not isinstance(labels, Tensor) or labels.is_floating_point():
         return rows

@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch.distributed as dist
 from torch import Tensor
 
 from hf_sage.engine import Part
-from hf_sage.engine.distributed import is_distributed
+from hf_sage.engine.distributed import gathered
 from hf_sage.trainer.collator import take_rows
 
 Inputs = dict[str, Any]
@@ -56,11 +55,7 @@ def items_by_group(rows: list[Rows]) -> dict[str | None, int]:
     own = Counter[str | None]()
     for piece in rows:
         own[piece.group] += piece.items
-    everyone = [own]
-    if is_distributed():
-        everyone = [Counter() for _ in range(dist.get_world_size())]
-        dist.all_gather_object(everyone, own)
-    total = sum(everyone, Counter[str | None]())
+    total = sum(gathered(own), Counter[str | None]())
     return {group: total[group] for group in sorted(total, key=str)}
 
 
@@ -77,7 +72,15 @@ def as_parts(rows: list[Rows], loss: Callable[[Inputs], Tensor], weight: float, 
 
     def share(piece: Rows, own_weight: float) -> Callable[[], Tensor]:
         def value() -> Tensor:
-            mean = loss(piece.inputs)
+            try:
+                mean = loss(piece.inputs)
+            except ValueError as error:
+                if "more than 1 value per channel" in str(error):  # BatchNorm's, of torch
+                    error.add_note(
+                        f"The domain {piece.group!r} has one row in this batch, and each domain goes through the "
+                        "network by itself. Raise per_device_train_batch_size until every domain has two rows or more."
+                    )
+                raise
             return mean * own_weight if scale_loss else mean
 
         return value
@@ -87,4 +90,5 @@ def as_parts(rows: list[Rows], loss: Callable[[Inputs], Tensor], weight: float, 
 
 def batch_size(inputs: Mapping[str, Any]) -> int:
     """The number of rows of the first tensor that has rows, 1 if none has."""
-    return next((v.shape[0] for v in inputs.values() if isinstance(v, Tensor) and v.dim() > 0), 1)
+    values = inputs.values() if isinstance(inputs, Mapping) else inputs
+    return next((v.shape[0] for v in values if isinstance(v, Tensor) and v.dim() > 0), 1)
