@@ -8,6 +8,8 @@ import datasets
 import numpy as np
 from PIL import Image
 
+from hf_sage.data.deal import deal
+
 EMBEDDED = ("style_digits", "rotated_digits", "colored_digits")
 """The names that `load_embedded` knows."""
 
@@ -68,13 +70,7 @@ def load_embedded(name: str, seed: int = 0) -> datasets.DatasetDict:
 
 def _split(digits: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """The scans of each split, sorted; each digit is spread over the splits in proportion to their sizes."""
-    order = rng.permutation(len(digits))
-    # Position of each scan within its own digit, as a share: sorting by it deals every digit out evenly.
-    share = np.empty(len(digits))
-    for digit in np.unique(digits):
-        own = order[digits[order] == digit]
-        share[own] = (np.arange(len(own)) + rng.random()) / len(own)
-    dealt = np.argsort(share, kind="stable")
+    dealt = deal(digits, rng)
     ends = np.cumsum(list(SCANS.values()))
     return {name: np.sort(part) for name, part in zip(SCANS, np.split(dealt, ends[:-1]), strict=True)}
 

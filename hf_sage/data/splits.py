@@ -7,6 +7,8 @@ from typing import TypeAlias
 import datasets
 import numpy as np
 
+from hf_sage.data.deal import deal
+
 Data: TypeAlias = datasets.Dataset | datasets.DatasetDict
 SPLITS = ("train", "validation", "test")
 
@@ -100,13 +102,9 @@ def _stratified(
     labels = np.array(dataset.with_format(None)[label_column][:])
     validation: list[int] = []
     for domain in sorted(set(domains.tolist())):
-        own = rng.permutation(np.flatnonzero(domains == domain))
-        share = np.empty(len(own))
-        for label in np.unique(labels[own]):
-            members = np.flatnonzero(labels[own] == label)
-            share[members] = (np.arange(len(members)) + rng.random()) / len(members)
+        own = np.flatnonzero(domains == domain)
         count = max(int(len(own) * fraction), min(1, len(own) - 1))
-        validation += own[np.argsort(share, kind="stable")[:count]].tolist()
+        validation += own[deal(labels[own], rng)[:count]].tolist()
     chosen = np.zeros(len(dataset), dtype=bool)
     chosen[validation] = True
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
