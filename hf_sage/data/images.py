@@ -84,8 +84,8 @@ class ImageCollator:
         label_column: The column of the labels, if the rows have any.
         augment: What images go through before the processor, to the size that the model reads, e.g. a field of
             `hf_sage.data.transforms.Transforms`; ``None``: the processor alone, with its own resizing and cropping.
-        draws: Where ``augment`` gets its chance from; give it to the trainer too, ``callbacks=[collator.draws]``, so
-            that a restart draws the same.
+        draws: Where ``augment`` gets its chance from; `hf_sage.data.callback.DrawsCallback` makes a restart draw the
+            same.
     """
 
     def __init__(
