@@ -1,4 +1,4 @@
-"""Tells a collator where the training is; apart from the rest of the data, which does not need transformers' Trainer."""
+"""Tells a collator where the training is; a module of its own, because the other data needs no Trainer."""
 
 from __future__ import annotations
 

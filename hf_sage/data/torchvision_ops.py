@@ -1,5 +1,7 @@
 """The augmentation by torchvision's v2 operations; to be imported only where torchvision works."""
 
+# mypy: disable-error-code="import-not-found, import-untyped"
+
 from __future__ import annotations
 
 from PIL import Image
