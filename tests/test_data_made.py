@@ -142,8 +142,9 @@ def test_camelyon_is_read_from_its_metadata(camelyon_folder: Path, inside: bool)
 
 
 @pytest.mark.usefixtures("small_camelyon")
+@pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streamed"])
 def test_camelyon_on_the_hub_keeps_the_numbers_of_its_hospitals(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    streaming: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The copy's names are of splits; its numbers are WILDS'."""
     names = datasets.ClassLabel(names=["train-1", "validation", "test", "train-2", "train-3"])
@@ -152,12 +153,13 @@ def test_camelyon_on_the_hub_keeps_the_numbers_of_its_hospitals(
         for split, centers in (("train", [4, 0, 3]), ("validation", [1]), ("test", [2]))
     }
     asked = intercept(monkeypatch, hub_folder(tmp_path / "copy", parts))
-    data = load_domains("Camelyon17-WILDS")
+    data = load_domains("Camelyon17-WILDS", streaming=streaming, on_bad_image="skip")
     revision = "d784d5344ba6c967f83f9f3d9b2f1e2a4d6eb78f"
     assert asked == [
-        ("wltjr1007/Camelyon17-WILDS", {"split": split, "streaming": False, "revision": revision}) for split in parts
+        ("wltjr1007/Camelyon17-WILDS", {"split": split, "streaming": streaming, "revision": revision})
+        for split in parts
     ]
-    assert data["domain"][:] == [4, 4, 0, 0, 3, 3, 1, 1, 2, 2]
+    assert [row["domain"] for row in data] == [4, 4, 0, 0, 3, 3, 1, 1, 2, 2]
     assert data.features["domain"].names[4] == "hospital_4"
     assert data.features["label"].names == ["normal", "tumor"]
 

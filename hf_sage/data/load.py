@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -20,6 +21,8 @@ from hf_sage.data.mnist import MNIST_DOMAINS, load_mnist_domains
 from hf_sage.data.splits import Data
 
 logger = logging.getLogger(__name__)
+
+READ_AHEAD = 16  # rows of a stream that are looked through at a time
 
 OnBadImage = Literal["error", "skip"]
 Loaded: TypeAlias = Data | datasets.IterableDataset
@@ -139,7 +142,9 @@ def _curing(name: str) -> Iterator[None]:
 
 def _without_unreadable(data: Rows, image_column: str) -> Rows:
     if isinstance(data, datasets.IterableDataset):
-        return data.filter(_is_readable, input_columns=[image_column])
+        # Not by filter: datasets 4.0 forgets the features of a stream that was mapped, and fails.
+        readable = partial(_readable, image_column=image_column)
+        return data.map(readable, batched=True, batch_size=READ_AHEAD, features=data.features)
     good, bad = readable_rows(data, image_column)
     if not bad:
         return data
@@ -147,10 +152,12 @@ def _without_unreadable(data: Rows, image_column: str) -> Rows:
     return data.select(good)
 
 
-def _is_readable(image: dict[str, Any]) -> bool:
-    try:
-        decode_image(image)
-    except UnreadableImageError as error:
-        logger.warning("Left out: %s", error)
-        return False
-    return True
+def _readable(rows: dict[str, list[Any]], image_column: str) -> dict[str, list[Any]]:
+    keep = []
+    for i, image in enumerate(rows[image_column]):
+        try:
+            decode_image(image)
+            keep.append(i)
+        except UnreadableImageError as error:
+            logger.warning("Left out: %s", error)
+    return {name: [values[i] for i in keep] for name, values in rows.items()}
