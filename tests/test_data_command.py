@@ -81,6 +81,24 @@ def test_every_kind_of_problem_is_found(tmp_path: Path, capsys: pytest.CaptureFi
     assert "note: Left out: the folder '__MACOSX'" in said
 
 
+def test_odd_images_are_read_and_cut_ones_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders(tmp_path, ["Außen", "In Doors"], ["chien"], images=2)
+    folder = tmp_path / "Außen" / "chien"
+    image, turned = Image.open(folder / "0.png"), Image.Exif()
+    turned[0x0112] = 6  # Orientation: rotate by 90 degrees
+    image.convert("CMYK").save(folder / "cmyk.jpg")
+    Image.fromarray(np.full((9, 9), 40_000, np.uint16)).save(folder / "16 bits.png")
+    image.save(folder / "moves.gif", save_all=True, append_images=[image.rotate(90)])
+    image.save(folder / "turned.jpeg", exif=turned)
+    status, said = check(capsys, str(tmp_path))
+    assert (status, "8 images" in said) == (0, True)
+    whole = (folder / "turned.jpeg").read_bytes()
+    (folder / "turned.jpeg").write_bytes(whole[: len(whole) - 40])
+    status, said = check(capsys, str(tmp_path))
+    assert status == 1
+    assert f"problem: Cannot be read as an image: {folder / 'turned.jpeg'}\n1 problem" in said
+
+
 def test_declared_set_is_compared_with_its_declaration(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,8 +16,9 @@ from training import Rows, build, weights
 from transformers import BitImageProcessorPil, CLIPImageProcessorPil, ViTImageProcessorPil, set_seed
 
 from hf_sage.data import TRANSFORMS, ImageCollator, decode_image, image_transforms
+from hf_sage.data.augmentation import Draw, apply_by_pillow, draw, operations
 from hf_sage.data.callback import DrawsCallback
-from hf_sage.data.transforms import Draw, Squash, apply_by_pillow, draw, fastest, input_size
+from hf_sage.data.transforms import Squash, input_size
 from hf_sage.models import tiny_clip
 
 BICUBIC = int(Image.Resampling.BICUBIC)
@@ -226,7 +227,7 @@ def test_draws_differ_by_seed_update_micro_batch_and_rank() -> None:
 
 
 def torchvision_works() -> bool:
-    return fastest() is not apply_by_pillow
+    return operations() is not apply_by_pillow
 
 
 @pytest.mark.skipif(not torchvision_works(), reason="torchvision is not installed, or not for this torch")
@@ -238,7 +239,7 @@ def test_torchvision_gives_the_same_image() -> None:
         for resample in (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC):
             drawn = draw(image.size, source)
             ours = apply_by_pillow(image, drawn, (32, 32), int(resample))
-            assert levels(fastest()(image, drawn, (32, 32), int(resample)), ours) == 0
+            assert levels(operations()(image, drawn, (32, 32), int(resample)), ours) == 0
 
 
 BROKEN = {
@@ -255,4 +256,4 @@ def test_broken_torchvision_is_left_alone(source: str, tmp_path: Path, monkeypat
     monkeypatch.syspath_prepend(tmp_path)
     others = {name: m for name, m in sys.modules.items() if "torchvision" not in name}
     monkeypatch.setattr(sys, "modules", others)
-    assert fastest() is apply_by_pillow
+    assert operations() is apply_by_pillow

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import datasets
 
-from hf_sage.data.domainbed import DomainBedDataset, HubCopy, OnMismatch
+from hf_sage.data.declared import DomainBedDataset, HubCopy, OnMismatch
 from hf_sage.data.hub import Rows, read_splits, relabel
 from hf_sage.data.splits import domain_counts
 

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import datasets
 
-from hf_sage.data.domainbed import DomainBedDataset, HubCopy, OnMismatch
+from hf_sage.data.declared import DomainBedDataset, HubCopy, OnMismatch
 from hf_sage.data.images import undecoded
 from hf_sage.data.names import by_loose_name
 from hf_sage.data.splits import domain_counts
