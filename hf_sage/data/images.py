@@ -43,8 +43,8 @@ def decode_image(value: Stored) -> Image.Image:
         return _as_rgb(value if isinstance(value, Image.Image) else Image.open(_file(value)))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UnreadableImageError(
-            f"Cannot read the image {image_name(value)}: {error}. Remove or replace the file, or leave unreadable images "
-            "out by on_bad_image='skip' (--on-bad-image skip)."
+            f"Cannot read the image {image_name(value)}: {error}. Remove or replace the file, or leave unreadable "
+            "images out by on_bad_image='skip' (--on-bad-image skip)."
         ) from error
 
 
