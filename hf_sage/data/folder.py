@@ -1,24 +1,25 @@
-"""Images in folders laid out ``domain/class/file``."""
+"""Images in folders laid out ``domain/class/file``, as a dataset."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import datasets
-from PIL import Image
+
+from hf_sage.data.names import look_alikes
+from hf_sage.data.scan import FolderScan, scan_folder, some
 
 logger = logging.getLogger(__name__)
-
-IGNORED = ("__MACOSX",)
-"""Folders that archives leave behind. Hidden ones are ignored too."""
 
 
 def load_image_folder(root: str | Path) -> datasets.Dataset:
     """Lists the images under ``root/<domain>/<class>/``, to be decoded when they are read.
 
     Classes are those of all domains together, sorted, so that a class that one domain lacks shifts no label. Names may
-    hold spaces and any letters. Files at the level of domains or classes are reported and left out.
+    hold spaces and any letters. What is no domain, class or image is reported and left out; classes that a domain lacks
+    are reported.
 
     Args:
         root: The folder.
@@ -27,42 +28,52 @@ def load_image_folder(root: str | Path) -> datasets.Dataset:
         Columns ``image`` (undecoded: ``{"path", "bytes"}``), ``label`` and ``domain`` (ClassLabels).
 
     Raises:
-        ValueError: If there is no such folder, or no image in that layout under it.
+        ValueError: If there is no such folder, or no image in that layout under it, or a class is written differently
+            in different domains.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise ValueError(f"There is no folder {root}.")
-    found = [
-        (str(file), domain.name, label.name)
-        for domain in _folders(root)
-        for label in _folders(domain)
-        for file in sorted(label.iterdir())
-        if file.is_file() and file.suffix.lower() in Image.registered_extensions() and not file.name.startswith(".")
-    ]
-    if not found:
-        inside = ", ".join(sorted(entry.name for entry in root.iterdir())[:8]) or "nothing"
+    scan = scan_folder(root)
+    report(scan, str(root))
+    return as_dataset(scan)
+
+
+def report(scan: FolderScan, where: str) -> None:
+    """Logs what is left out and which domain lacks which class.
+
+    Raises:
+        ValueError: If a class is written differently in different domains.
+    """
+    if scan.left_out:
+        logger.warning("Left out in %s: %s.", where, "; ".join(scan.left_out[:10]))
+    if pairs := look_alikes(scan.classes):
+        said = ", ".join(f"{a!r} and {b!r}" for a, b in pairs[:5])
         raise ValueError(
-            f"No images under {root} in the layout domain/class/file, e.g. {root}/photo/dog/1.jpg. It holds: {inside}."
+            f"Under {where} classes are written differently in different domains: {said}. They would be learnt as "
+            "classes of their own; rename the folders so that one class has one name."
         )
-    domains = sorted({domain for _, domain, _ in found})
-    labels = sorted({label for _, _, label in found})
+    every = set().union(*scan.classes.values())
+    lacking = [f"{d!r} has no {some(missing)}" for d, own in scan.classes.items() if (missing := sorted(every - own))]
+    if lacking:
+        logger.warning("Classes differ between the domains of %s: %s.", where, "; ".join(lacking))
+
+
+def as_dataset(scan: FolderScan, classes: Iterable[str] = ()) -> datasets.Dataset:
+    """The images of a scan as a dataset, see `load_image_folder`.
+
+    Args:
+        scan: What was found.
+        classes: Classes that have a label whether or not they have an image.
+    """
+    labels = sorted(set().union(classes, *scan.classes.values()))
+    domains = scan.domains
+    label_ids, domain_ids = ({name: i for i, name in enumerate(names)} for names in (labels, domains))
     features = datasets.Features(
         image=datasets.Image(decode=False),
         label=datasets.ClassLabel(names=labels),
         domain=datasets.ClassLabel(names=domains),
     )
     columns = {
-        "image": [{"path": file, "bytes": None} for file, _, _ in found],
-        "label": [labels.index(label) for _, _, label in found],
-        "domain": [domains.index(domain) for _, domain, _ in found],
+        "image": [{"path": image.path, "bytes": None} for image in scan.images],
+        "label": [label_ids[image.label] for image in scan.images],
+        "domain": [domain_ids[image.domain] for image in scan.images],
     }
     return datasets.Dataset.from_dict(columns, features=features)
-
-
-def _folders(parent: Path) -> list[Path]:
-    entries = sorted(
-        entry for entry in parent.iterdir() if not entry.name.startswith(".") and entry.name not in IGNORED
-    )
-    if stray := [entry.name for entry in entries if not entry.is_dir()]:
-        logger.warning("Left out %d file(s) beside the folders of %s: %s", len(stray), parent, ", ".join(stray[:5]))
-    return [entry for entry in entries if entry.is_dir()]

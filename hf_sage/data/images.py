@@ -12,6 +12,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from hf_sage.data.draws import BatchDraws
+from hf_sage.data.transforms import Augment
+
 Stored = Image.Image | Mapping[str, Any] | str
 
 
@@ -40,44 +43,43 @@ def decode_image(value: Stored) -> Image.Image:
         return _as_rgb(value if isinstance(value, Image.Image) else Image.open(_file(value)))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UnreadableImageError(
-            f"Cannot read the image {_name(value)}: {error}. Remove or replace the file, or leave unreadable images "
-            "out by on_bad_image='skip' (--on-bad-image skip)."
+            f"Cannot read the image {image_name(value)}: {error}. Remove or replace the file, or leave unreadable "
+            "images out by on_bad_image='skip' (--on-bad-image skip)."
         ) from error
 
 
-def readable_rows(dataset: datasets.Dataset, image_column: str = "image") -> tuple[list[int], list[str]]:
-    """Decodes every image once.
-
-    Args:
-        dataset: A dataset as `undecoded` gives it.
-        image_column: Its images.
-
-    Returns:
-        The rows whose images can be read, and the files of those that cannot.
-    """
-    good, bad = [], []
-    for i, value in enumerate(dataset.with_format(None)[image_column]):
-        try:
-            decode_image(value)
-            good.append(i)
-        except UnreadableImageError:
-            bad.append(_name(value))
-    return good, bad
+def as_png(image: Image.Image) -> bytes:
+    """The image as a PNG file, compressed lightly."""
+    file = io.BytesIO()
+    image.save(file, format="PNG", compress_level=1)
+    return file.getvalue()
 
 
 class ImageCollator:
-    """Decodes, processes and batches rows of images and labels.
+    """Decodes, augments, processes and batches rows of images and labels.
 
     Attributes:
         processor: An image processor of transformers.
         image_column: The column of the images.
         label_column: The column of the labels, if the rows have any.
+        augment: What images go through before the processor, to the size that the model reads, e.g. a field of
+            `hf_sage.data.transforms.Transforms`; ``None``: the processor alone, with its own resizing and cropping.
+        draws: Where ``augment`` gets its chance from; `hf_sage.data.callback.DrawsCallback` makes a restart draw the
+            same.
     """
 
-    def __init__(self, processor: Any, image_column: str = "image", label_column: str = "label") -> None:
+    def __init__(
+        self,
+        processor: Any,
+        image_column: str = "image",
+        label_column: str = "label",
+        augment: Augment | None = None,
+    ) -> None:
         self.processor = processor
         self.image_column = image_column
         self.label_column = label_column
+        self.augment = augment
+        self.draws = BatchDraws()
 
     def __call__(self, features: list[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Returns ``pixel_values`` of shape (rows, 3, height, width) and ``labels`` of shape (rows,), int64.
@@ -86,7 +88,12 @@ class ImageCollator:
             UnreadableImageError: If an image cannot be decoded.
         """
         images = [decode_image(feature[self.image_column]) for feature in features]
-        batch = {"pixel_values": self.processor(images=images, return_tensors="pt")["pixel_values"]}
+        options: dict[str, Any] = {}
+        if self.augment is not None:
+            generator = self.draws.next()
+            images = [self.augment(image, generator) for image in images]
+            options = {"do_resize": False, "do_center_crop": False}  # of the right size already
+        batch = {"pixel_values": self.processor(images=images, return_tensors="pt", **options)["pixel_values"]}
         if self.label_column in features[0]:
             batch["labels"] = torch.tensor([int(feature[self.label_column]) for feature in features])
         return batch
@@ -110,7 +117,8 @@ def _file(value: Mapping[str, Any] | str) -> Any:
     return io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value["path"]
 
 
-def _name(value: Stored) -> str:
+def image_name(value: Stored) -> str:
+    """The file an image comes from, for a message."""
     if isinstance(value, str):
         return value
     if isinstance(value, Mapping):
