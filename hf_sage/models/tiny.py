@@ -1,40 +1,15 @@
-"""Image classifiers: any checkpoint of transformers, or a tiny CLIP that needs no download."""
+"""A tiny CLIP classifier with random weights, for what needs no download."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from transformers import (
-    AutoImageProcessor,
-    AutoModelForImageClassification,
-    CLIPConfig,
-    CLIPForImageClassification,
-    CLIPImageProcessorPil,
-)
+from transformers import CLIPConfig, CLIPForImageClassification, CLIPImageProcessorPil
 
-__all__ = ["TINY_CLIP", "image_classifier", "tiny_clip"]
+from hf_sage.models.labels import label_maps
 
 TINY_CLIP = "tiny-clip"
 """The name of the model that needs no download: a CLIP vision tower of transformers with random weights."""
-
-
-def image_classifier(name: str, labels: Sequence[str]) -> tuple[Any, Any]:
-    """A classifier for the given labels and its image processor.
-
-    Args:
-        name: A checkpoint by Hub name or path, or ``"tiny-clip"``.
-        labels: The class names, in the order of the label integers.
-
-    Returns:
-        The model (its head new where the checkpoint has another number of classes) and the processor (on Pillow).
-    """
-    if name == TINY_CLIP:
-        return tiny_clip(labels)
-    model = AutoModelForImageClassification.from_pretrained(
-        name, num_labels=len(labels), ignore_mismatched_sizes=True, **_label_maps(labels)
-    )
-    return model, AutoImageProcessor.from_pretrained(name, backend="pil")
 
 
 def tiny_clip(labels: Sequence[str], image_size: int = 16) -> tuple[CLIPForImageClassification, CLIPImageProcessorPil]:
@@ -62,11 +37,7 @@ def tiny_clip(labels: Sequence[str], image_size: int = 16) -> tuple[CLIPForImage
         "eos_token_id": 1,
         "pad_token_id": 2,
     }
-    config = CLIPConfig(vision_config=vision, text_config=text, num_labels=len(labels), **_label_maps(labels))
+    config = CLIPConfig(vision_config=vision, text_config=text, num_labels=len(labels), **label_maps(labels))
     size = {"height": image_size, "width": image_size}
     processor = CLIPImageProcessorPil(size=size, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.25] * 3)
     return CLIPForImageClassification(config), processor
-
-
-def _label_maps(labels: Sequence[str]) -> dict[str, Any]:
-    return {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
