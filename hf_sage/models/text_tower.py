@@ -134,9 +134,13 @@ def load_both_towers(name: str) -> Any:
 
 def _tokenizer(name: str) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        # transformers 5 makes an empty tokenizer of CLIP where the files are missing: every text would read the same.
+        if len(tokenizer) <= len(tokenizer.all_special_tokens):
+            raise OSError("its vocabulary is missing")
     except (OSError, ValueError, TypeError, ImportError) as error:
         raise ValueError(
             f"The zero-shot head needs the tokenizer of {name!r}, which does not load: {error}. Save it beside the "
             "weights (`AutoProcessor.from_pretrained(original).save_pretrained(folder)`), or use head='linear'."
         ) from error
+    return tokenizer

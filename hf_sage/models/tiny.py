@@ -40,4 +40,6 @@ def tiny_clip(labels: Sequence[str], image_size: int = 16) -> tuple[CLIPForImage
     config = CLIPConfig(vision_config=vision, text_config=text, num_labels=len(labels), **label_maps(labels))
     size = {"height": image_size, "width": image_size}
     processor = CLIPImageProcessorPil(size=size, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.25] * 3)
-    return CLIPForImageClassification(config), processor
+    model = CLIPForImageClassification(config)
+    model.vision_model.post_layernorm.requires_grad_(False)  # the head does not use it: see hf_sage.models.unused
+    return model, processor
