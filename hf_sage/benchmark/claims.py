@@ -64,7 +64,9 @@ class Claim:
         threading.Thread(target=self._beat, args=(file,), daemon=True).start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._released.set()
         if self.lost:
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from importlib import resources
@@ -99,13 +99,7 @@ def demo(
         f"{len(jobs)} runs of {jobs[0].steps} steps on {jobs[0].dataset} in {workers} process(es): "
         "each method trains on all domains but one and is tested on that one."
     )
-    records = run_all(
-        jobs,
-        partial(_work, jobs, {jobs.index(shown): folder / "model"}),
-        workers=workers,
-        console=console,
-        tell=lambda record: f"{record.seconds:.0f} s",
-    )
+    records = run_demo_jobs(jobs, workers=workers, console=console, save_to={jobs.index(shown): folder / "model"})
     table = aggregate(records)
     summary = verdict(records, method=jobs[-1].method)
     note = "Accuracy in % on the held-out domain, mean ± standard error over seeds. Made by `hf-sage demo`."
@@ -123,7 +117,25 @@ def demo(
     return records
 
 
-def _work(jobs: Sequence[Job], save_to: dict[int, Path], i: int, progress: Progress) -> Record:
+def run_demo_jobs(
+    jobs: Sequence[Job], *, workers: int, console: Console, save_to: Mapping[int, Path] | None = None
+) -> list[Record]:
+    """Runs jobs, each judged at its last evaluation.
+
+    Args:
+        jobs: What to run.
+        workers: Number of processes.
+        console: Where the progress bar goes.
+        save_to: Where to save the model of the jobs of these numbers.
+
+    Returns:
+        The records, in the order of the jobs.
+    """
+    work = partial(_work, jobs, save_to or {})
+    return run_all(jobs, work, workers=workers, console=console, tell=lambda record: f"{record.seconds:.0f} s")
+
+
+def _work(jobs: Sequence[Job], save_to: Mapping[int, Path], i: int, progress: Progress) -> Record:
     with tempfile.TemporaryDirectory() as scratch:
         result = run(jobs[i], Path(scratch), save_to=save_to.get(i), progress=progress)
     return result.record(result.evaluations[-1])

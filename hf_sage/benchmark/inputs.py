@@ -105,8 +105,7 @@ def check_held_out(dataset: str, domains: list[str], held_out: tuple[str, ...]) 
     """Raises a ValueError if a domain does not exist, or fewer than two are left to train on."""
     if unknown := [name for name in held_out if name not in domains]:
         raise ValueError(
-            f"{dataset} has no domain {', '.join(map(repr, unknown))} to hold out: "
-            f"use {', '.join(map(repr, domains))}."
+            f"{dataset} has no domain {', '.join(map(repr, unknown))} to hold out: use {', '.join(map(repr, domains))}."
         )
     if len(domains) - len(held_out) < 2:
         raise ValueError(

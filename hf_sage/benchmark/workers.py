@@ -160,9 +160,7 @@ class _Watch:
         self._draw()
 
     def _draw(self) -> None:
-        running = [
-            job for i, job in enumerate(self.jobs) if 0 < self._steps[i] and i not in self._finished
-        ]
+        running = [job for i, job in enumerate(self.jobs) if 0 < self._steps[i] and i not in self._finished]
         names = ", ".join(f"{job.method}/{'+'.join(job.held_out)}/{job.seed}" for job in running) or "loading"
         done = sum(cost(job.method) * step for job, step in zip(self.jobs, self._steps, strict=True))
         description = f"{len(self._finished)}/{len(self.jobs)} runs · {names:<36}"
