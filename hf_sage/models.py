@@ -19,7 +19,7 @@ TINY_CLIP = "tiny-clip"
 """The name of the model that needs no download: a CLIP vision tower of transformers with random weights."""
 
 
-def image_classifier(name: str, labels: Sequence[str], *, head: str = "linear") -> tuple[Any, Any]:
+def image_classifier(name: str, labels: Sequence[str]) -> tuple[Any, Any]:
     """A classifier for the given labels and its image processor.
 
     Args:
