@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import io
-
 import datasets
 import numpy as np
 from PIL import Image
+
+from hf_sage.data.deal import deal
+from hf_sage.data.images import as_png
 
 EMBEDDED = ("style_digits", "rotated_digits", "colored_digits")
 """The names that `load_embedded` knows."""
@@ -56,7 +57,7 @@ def load_embedded(name: str, seed: int = 0) -> datasets.DatasetDict:
 
     def rows(chosen: np.ndarray) -> datasets.Dataset:
         columns = {
-            "image": [{"bytes": _png(rendering.images[d][i]), "path": None} for d in domains for i in chosen],
+            "image": [{"bytes": as_png(Image.fromarray(rendering.images[d][i])), "path": None} for d in domains for i in chosen],
             "label": [int(rendering.labels[i]) for _ in domains for i in chosen],
             "domain": [k for k, _ in enumerate(domains) for _ in chosen],
             "scan": [int(i) for _ in domains for i in chosen],
@@ -68,18 +69,7 @@ def load_embedded(name: str, seed: int = 0) -> datasets.DatasetDict:
 
 def _split(digits: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """The scans of each split, sorted; each digit is spread over the splits in proportion to their sizes."""
-    order = rng.permutation(len(digits))
-    # Position of each scan within its own digit, as a share: sorting by it deals every digit out evenly.
-    share = np.empty(len(digits))
-    for digit in np.unique(digits):
-        own = order[digits[order] == digit]
-        share[own] = (np.arange(len(own)) + rng.random()) / len(own)
-    dealt = np.argsort(share, kind="stable")
+    dealt = deal(digits, rng)
     ends = np.cumsum(list(SCANS.values()))
     return {name: np.sort(part) for name, part in zip(SCANS, np.split(dealt, ends[:-1]), strict=True)}
 
-
-def _png(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG", compress_level=1)
-    return file.getvalue()

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 from PIL import Image
+
+from hf_sage.data.names import composed, look_alikes
 
 logger = logging.getLogger(__name__)
 
@@ -14,11 +21,84 @@ IGNORED = ("__MACOSX",)
 """Folders that archives leave behind. Hidden ones are ignored too."""
 
 
+class Found(NamedTuple):
+    """An image file, and the names of the folders it lies in."""
+
+    path: str
+    domain: str
+    label: str
+
+
+@dataclass(frozen=True)
+class FolderScan:
+    """What lies under a folder laid out ``domain/class/file``.
+
+    Attributes:
+        images: The images by domain, class and file name, each sorted: DomainBed's order within a domain.
+        empty: (domain, class) of folders that hold no image.
+        left_out: What is neither domain, class nor image, a phrase each.
+    """
+
+    images: list[Found]
+    empty: list[tuple[str, str]]
+    left_out: list[str]
+
+    @property
+    def domains(self) -> list[str]:
+        """The folders that hold class folders with images, sorted."""
+        return sorted({image.domain for image in self.images})
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Images by domain."""
+        return Counter(image.domain for image in self.images)
+
+    @property
+    def classes(self) -> dict[str, set[str]]:
+        """The classes of each domain that have an image there."""
+        found: dict[str, set[str]] = {domain: set() for domain in self.domains}
+        for image in self.images:
+            found[image.domain].add(image.label)
+        return found
+
+
+def scan_folder(root: str | Path) -> FolderScan:
+    """Lists the images under ``root/<domain>/<class>/``; none is opened.
+
+    A folder without a class folder that holds an image is no domain. Names are brought into composed form (NFC), so
+    that "é" is one letter in every domain.
+
+    Raises:
+        ValueError: If there is no such folder, or no image in that layout under it.
+    """
+    if not os.path.isdir(root):
+        raise ValueError(f"There is no folder {root}.")
+    domains, stray = _entries(root)
+    images: list[Found] = []
+    empty: list[tuple[str, str]] = []
+    left_out = _beside(stray, str(root))
+    for folder in domains:
+        if folder.name in IGNORED:
+            left_out.append(f"the folder {folder.name!r}, which archives leave behind")
+            continue
+        own, without, notes = _scan_domain(folder)
+        if own:
+            images, empty, left_out = images + own, empty + without, left_out + notes
+        else:
+            left_out.append(f"the folder {folder.name!r}, which holds no class folder with images")
+    if not images:
+        inside = _some(sorted(os.listdir(root))) or "nothing"
+        raise ValueError(
+            f"No images under {root} in the layout domain/class/file, e.g. {root}/photo/dog/1.jpg. It holds: {inside}."
+        )
+    return FolderScan(images, empty, left_out)
+
+
 def load_image_folder(root: str | Path) -> datasets.Dataset:
     """Lists the images under ``root/<domain>/<class>/``, to be decoded when they are read.
 
     Classes are those of all domains together, sorted, so that a class that one domain lacks shifts no label. Names may
-    hold spaces and any letters. Files at the level of domains or classes are reported and left out.
+    hold spaces and any letters. What is no domain, class or image is reported and left out.
 
     Args:
         root: The folder.
@@ -27,42 +107,85 @@ def load_image_folder(root: str | Path) -> datasets.Dataset:
         Columns ``image`` (undecoded: ``{"path", "bytes"}``), ``label`` and ``domain`` (ClassLabels).
 
     Raises:
-        ValueError: If there is no such folder, or no image in that layout under it.
+        ValueError: If there is no such folder, or no image in that layout under it, or a class is written differently
+            in different domains.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise ValueError(f"There is no folder {root}.")
-    found = [
-        (str(file), domain.name, label.name)
-        for domain in _folders(root)
-        for label in _folders(domain)
-        for file in sorted(label.iterdir())
-        if file.is_file() and file.suffix.lower() in Image.registered_extensions() and not file.name.startswith(".")
-    ]
-    if not found:
-        inside = ", ".join(sorted(entry.name for entry in root.iterdir())[:8]) or "nothing"
+    scan = scan_folder(root)
+    return as_dataset(scan, str(root))
+
+
+def as_dataset(scan: FolderScan, where: str, classes: Iterable[str] = ()) -> datasets.Dataset:
+    """The images of a scan as a dataset, see `load_image_folder`.
+
+    Args:
+        scan: What was found.
+        where: The folder, for messages.
+        classes: Classes that have a label whether or not they have an image.
+    """
+    if scan.left_out:
+        logger.warning("Left out in %s: %s.", where, "; ".join(scan.left_out[:10]))
+    by_domain = scan.classes
+    if pairs := look_alikes(by_domain):
+        said = ", ".join(f"{a!r} and {b!r}" for a, b in pairs[:5])
         raise ValueError(
-            f"No images under {root} in the layout domain/class/file, e.g. {root}/photo/dog/1.jpg. It holds: {inside}."
+            f"Under {where} classes are written differently in different domains: {said}. They would be learnt as "
+            "classes of their own; rename the folders so that one class has one name."
         )
-    domains = sorted({domain for _, domain, _ in found})
-    labels = sorted({label for _, _, label in found})
+    labels = sorted(set().union(classes, *by_domain.values()))
+    lacking = [f"{d!r} has no {_some(missing)}" for d, own in by_domain.items() if (missing := sorted({*labels} - own))]
+    if lacking:
+        logger.warning("Classes differ between the domains of %s: %s.", where, "; ".join(lacking))
+    domains = scan.domains
+    label_ids, domain_ids = ({name: i for i, name in enumerate(names)} for names in (labels, domains))
     features = datasets.Features(
         image=datasets.Image(decode=False),
         label=datasets.ClassLabel(names=labels),
         domain=datasets.ClassLabel(names=domains),
     )
     columns = {
-        "image": [{"path": file, "bytes": None} for file, _, _ in found],
-        "label": [labels.index(label) for _, _, label in found],
-        "domain": [domains.index(domain) for _, domain, _ in found],
+        "image": [{"path": image.path, "bytes": None} for image in scan.images],
+        "label": [label_ids[image.label] for image in scan.images],
+        "domain": [domain_ids[image.domain] for image in scan.images],
     }
     return datasets.Dataset.from_dict(columns, features=features)
 
 
-def _folders(parent: Path) -> list[Path]:
-    entries = sorted(
-        entry for entry in parent.iterdir() if not entry.name.startswith(".") and entry.name not in IGNORED
-    )
-    if stray := [entry.name for entry in entries if not entry.is_dir()]:
-        logger.warning("Left out %d file(s) beside the folders of %s: %s", len(stray), parent, ", ".join(stray[:5]))
-    return [entry for entry in entries if entry.is_dir()]
+def _scan_domain(folder: os.DirEntry[str]) -> tuple[list[Found], list[tuple[str, str]], list[str]]:
+    """The images of a domain, its empty classes, and what is left out."""
+    images: list[Found] = []
+    empty: list[tuple[str, str]] = []
+    classes, stray = _entries(folder)
+    left_out = _beside(stray, folder.name)
+    for label in classes:
+        place = composed(folder.name), composed(label.name)
+        deeper, files = _entries(label)
+        pictures = [file for file in files if _is_image(file.name)]
+        images += [Found(file.path, *place) for file in pictures]
+        if not pictures:
+            empty.append(place)
+        where = "/".join(place)
+        if others := [file.name for file in files if not _is_image(file.name)]:
+            left_out.append(f"{len(others)} file(s) in {where} that are no images: {_some(others)}")
+        if deeper:
+            left_out.append(f"{len(deeper)} folder(s) in {where}: {_some(entry.name for entry in deeper)}")
+    return images, empty, left_out
+
+
+def _beside(files: list[os.DirEntry[str]], where: str) -> list[str]:
+    return [f"{len(files)} file(s) beside the folders of {where}: {_some(file.name for file in files)}"] if files else []
+
+
+def _entries(parent: str | Path | os.DirEntry[str]) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
+    """Folders and files, each sorted by name, without hidden ones."""
+    with os.scandir(parent) as found:
+        entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    return [e for e in entries if e.is_dir()], [e for e in entries if not e.is_dir()]
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in Image.registered_extensions()
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -65,6 +65,13 @@ def readable_rows(dataset: datasets.Dataset, image_column: str = "image") -> tup
     return good, bad
 
 
+def as_png(image: Image.Image) -> bytes:
+    """The image as a PNG file, compressed lightly."""
+    file = io.BytesIO()
+    image.save(file, format="PNG", compress_level=1)
+    return file.getvalue()
+
+
 class ImageCollator:
     """Decodes, processes and batches rows of images and labels.
 

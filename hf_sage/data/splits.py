@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TypeAlias
 
 import datasets
 import numpy as np
+
+from hf_sage.data.deal import deal
 
 Data: TypeAlias = datasets.Dataset | datasets.DatasetDict
 SPLITS = ("train", "validation", "test")
@@ -66,12 +69,23 @@ def domain_names(dataset: datasets.Dataset, domain_column: str = "domain") -> li
     Raises:
         ValueError: If there is no such column.
     """
-    found = set(_domains(dataset, domain_column))
+    found = set(row_domains(dataset, domain_column))
     feature = dataset.features[domain_column]
     return [n for n in feature.names if n in found] if isinstance(feature, datasets.ClassLabel) else sorted(found)
 
 
-def _domains(dataset: datasets.Dataset, column: str) -> list[str]:
+def domain_counts(dataset: datasets.Dataset, domain_column: str = "domain") -> dict[str, int]:
+    """Rows by domain, in the order of `domain_names`."""
+    counts = Counter(row_domains(dataset, domain_column))
+    return {name: counts[name] for name in domain_names(dataset, domain_column)}
+
+
+def row_domains(dataset: datasets.Dataset, column: str = "domain") -> list[str]:
+    """The domain of every row, by name.
+
+    Raises:
+        ValueError: If there is no such column.
+    """
     if column not in dataset.column_names:
         raise ValueError(
             f"There is no domain column {column!r}; the columns are {', '.join(map(repr, dataset.column_names))}. Name "
@@ -85,7 +99,7 @@ def _domains(dataset: datasets.Dataset, column: str) -> list[str]:
 
 def _rows(dataset: datasets.Dataset, held_out: str, column: str, keep: bool) -> datasets.Dataset:
     """The rows of the held-out domain, or of all others."""
-    return dataset.select([i for i, name in enumerate(_domains(dataset, column)) if (name == held_out) == keep])
+    return dataset.select([i for i, name in enumerate(row_domains(dataset, column)) if (name == held_out) == keep])
 
 
 def _stratified(
@@ -96,17 +110,13 @@ def _stratified(
     Within a domain the rows are dealt class by class, so that each class gives its share up to rounding.
     """
     rng = np.random.default_rng(seed)
-    domains = np.array(_domains(dataset, domain_column))
+    domains = np.array(row_domains(dataset, domain_column))
     labels = np.array(dataset.with_format(None)[label_column][:])
     validation: list[int] = []
     for domain in sorted(set(domains.tolist())):
-        own = rng.permutation(np.flatnonzero(domains == domain))
-        share = np.empty(len(own))
-        for label in np.unique(labels[own]):
-            members = np.flatnonzero(labels[own] == label)
-            share[members] = (np.arange(len(members)) + rng.random()) / len(members)
+        own = np.flatnonzero(domains == domain)
         count = max(int(len(own) * fraction), min(1, len(own) - 1))
-        validation += own[np.argsort(share, kind="stable")[:count]].tolist()
+        validation += own[deal(labels[own], rng)[:count]].tolist()
     chosen = np.zeros(len(dataset), dtype=bool)
     chosen[validation] = True
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
