@@ -14,11 +14,12 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from hf_sage.benchmark.differences import verdict
 from hf_sage.benchmark.jobs import Job
 from hf_sage.benchmark.plots import plot_comparison
 from hf_sage.benchmark.records import Record, make_folder, write_atomic
 from hf_sage.benchmark.runs import Progress, run
-from hf_sage.benchmark.tables import aggregate, verdict
+from hf_sage.benchmark.tables import aggregate
 from hf_sage.benchmark.workers import available_cores, run_all
 from hf_sage.data import domain_names, load_embedded
 

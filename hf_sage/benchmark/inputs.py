@@ -5,24 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import datasets
 import pyarrow.compute as pc
 
 from hf_sage.benchmark.domainbed import environments
-from hf_sage.benchmark.jobs import Job
+from hf_sage.benchmark.jobs import Job, Options
 from hf_sage.benchmark.results import DataFacts
-from hf_sage.data import OnBadImage, domain_names, load_domains, undecoded
-
-TEST_CONVENTIONS = {
-    "in_split": "the 80 % in-split of the held-out domain, DomainBed's convention",
-    "full": "all rows of the held-out domain",
-}
-"""Which rows of a held-out domain are tested on, by name."""
-
+from hf_sage.data import DATASETS, domain_counts, domain_names, load_domains, row_domains, undecoded
 
 @dataclass(frozen=True)
 class Cell:
@@ -59,46 +53,51 @@ class Inputs:
     small: bool
 
 
-def load_inputs(job: Job, data_root: str | Path | None = None) -> Inputs:
+def load_inputs(job: Job, options: Options) -> Inputs:
     """Loads the data of a run and splits every domain in two.
 
     Sets that come with splits (the embedded ones, no scan of which may be trained on in one style and tested in
     another) train on their training rows, are validated on their validation rows and tested on their test rows. All
     others are split as DomainBed does it.
 
-    Args:
-        job: The run.
-        data_root: Folder of the local copies of DomainBed's datasets.
-
     Raises:
         ValueError: If the data cannot be had, a held-out domain does not exist, or a domain is too small to be split.
     """
-    data = load_data(job.dataset, job.seed, job.on_bad_image, data_root)
-    splits = _splits(data, job)
-    if small := [domain for domain, own in splits.items() if not len(own.inside) or not len(own.outside)]:
-        raise ValueError(
-            f"{job.dataset}: too few images of {', '.join(map(repr, small))} to be split in 80 % and 20 %. Add images, "
-            "at least 5 a domain, or leave the domain out."
-        )
-    sources = [domain for domain in splits if domain not in job.held_out]
+    data = load_data(job.dataset, job.seed, options)
+    splits = _splits(data, job, options)
     cells = [(domain, split) for domain in splits for split in Splits._fields]
     parts = [getattr(splits[domain], split) for domain, split in cells]
     return Inputs(
-        train=datasets.concatenate_datasets([splits[domain].inside for domain in sources]),
+        train=datasets.concatenate_datasets([own.inside for d, own in splits.items() if d not in job.held_out]),
         evaluated=datasets.concatenate_datasets(parts),
         cells=tuple(
             Cell(domain, split.removesuffix("side"), len(part))
             for (domain, split), part in zip(cells, parts, strict=True)
         ),
-        facts=_facts(data),
+        facts=_facts(data, job.dataset, options),
         small=isinstance(data, datasets.DatasetDict),
     )
 
 
-def load_data(name: str, seed: int, on_bad_image: str = "error", data_root: str | Path | None = None) -> Any:
+def load_data(name: str, seed: int, options: Options) -> Any:
     """All rows of a dataset, their images undecoded; for the embedded sets its three splits."""
-    (bad,) = [known for known in get_args(OnBadImage) if known == on_bad_image]
-    return undecoded(load_domains(name, seed=seed, on_bad_image=bad))
+    return undecoded(
+        load_domains(
+            name,
+            root=options.data_root,
+            seed=seed,
+            on_bad_image=options.on_bad_image,
+            on_mismatch=options.on_mismatch,
+        )
+    )
+
+
+def domains_of(name: str, options: Options) -> list[str]:
+    """The domains of a dataset, from its declaration where there is one."""
+    if name in DATASETS:
+        return list(DATASETS[name].domains)
+    data = load_data(name, 0, options)
+    return domain_names(data["train"] if isinstance(data, datasets.DatasetDict) else data)
 
 
 def check_held_out(dataset: str, domains: list[str], held_out: tuple[str, ...]) -> None:
@@ -115,7 +114,7 @@ def check_held_out(dataset: str, domains: list[str], held_out: tuple[str, ...]) 
         )
 
 
-def _splits(data: Any, job: Job) -> dict[str, Splits]:
+def _splits(data: Any, job: Job, options: Options) -> dict[str, Splits]:
     """The two splits of every domain, in the order of the domains; of those held out by the test convention."""
     if isinstance(data, datasets.DatasetDict):
         rows = {split: _by_domain(own) for split, own in data.items()}
@@ -124,36 +123,43 @@ def _splits(data: Any, job: Job) -> dict[str, Splits]:
             domain: Splits(rows["test" if domain in job.held_out else "train"][domain], outside)
             for domain, outside in rows["validation"].items()
         }
-    splits = {d: Splits(own.inside, own.outside) for d, own in environments(data, job.seed).items()}
-    check_held_out(job.dataset, list(splits), job.held_out)
-    if job.test_convention == "full":
-        splits |= {d: Splits(datasets.concatenate_datasets(splits[d]), splits[d].outside) for d in job.held_out}
-    return splits
+    found = environments(data, job.seed, official_lists=options.official_lists)
+    check_held_out(job.dataset, list(found), job.held_out)
+    return {
+        domain: Splits(own.test(job.test_convention) if domain in job.held_out else own.inside, own.outside)
+        for domain, own in found.items()
+    }
 
 
 def _by_domain(data: datasets.Dataset) -> dict[str, datasets.Dataset]:
-    codes = data.with_format("numpy")["domain"][:]
-    names = data.features["domain"].names
-    return {name: data.select((codes == names.index(name)).nonzero()[0]) for name in domain_names(data)}
+    names = row_domains(data)
+    return {
+        domain: data.select([i for i, name in enumerate(names) if name == domain]) for domain in domain_names(data)
+    }
 
 
-def _facts(data: Any) -> DataFacts:
-    """Counts rows and digests what tells one version of the data from another without decoding an image."""
+def _facts(data: Any, name: str, options: Options) -> DataFacts:
+    """Counts rows and digests what tells one version of the data from another, without decoding an image."""
     parts = list(data.values()) if isinstance(data, datasets.DatasetDict) else [data]
-    feature = parts[0].features["domain"]
     classes = parts[0].features["label"].names
     digest = hashlib.sha256(json.dumps(classes).encode())
-    rows: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for part in parts:
-        columns = part.with_format("arrow")[:]
-        domains = columns["domain"].to_pylist()
-        images = columns["image"].combine_chunks()
-        sizes = pc.binary_length(images.field("bytes")).to_pylist()
-        for domain, label, path, size in zip(
-            domains, columns["label"].to_pylist(), images.field("path").to_pylist(), sizes, strict=True
-        ):
-            name = feature.int2str(domain) if isinstance(feature, datasets.ClassLabel) else str(domain)
-            rows[name] = rows.get(name, 0) + 1
-            file = "/".join(Path(path).parts[-3:]) if path else ""
-            digest.update(f"{name}\0{label}\0{file}\0{os.stat(path).st_size if size is None else size}\n".encode())
-    return DataFacts(digest.hexdigest()[:16], {name: rows[name] for name in domain_names(parts[0])}, classes)
+        counts.update(domain_counts(part))
+        domains = iter(row_domains(part))
+        for batch in part.with_format("arrow").iter(batch_size=10_000):
+            images = batch["image"].combine_chunks()
+            paths, sizes = images.field("path").to_pylist(), pc.binary_length(images.field("bytes")).to_pylist()
+            for label, path, size in zip(batch["label"].to_pylist(), paths, sizes, strict=True):
+                file = "/".join(Path(path).parts[-3:]) if path else ""
+                digest.update(
+                    f"{next(domains)}\0{label}\0{file}\0{os.stat(path).st_size if size is None else size}\n".encode()
+                )
+    hub = DATASETS[name].hub if name in DATASETS and options.data_root is None else None
+    return DataFacts(
+        fingerprint=digest.hexdigest()[:16],
+        rows=dict(counts),
+        classes=classes,
+        repo_id=hub and hub.repo_id,
+        revision=hub and hub.revision,
+    )

@@ -7,7 +7,10 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from hf_sage.models import TINY_CLIP
+from hf_sage.benchmark.domainbed import TestConvention
+from hf_sage.data import OnBadImage, OnMismatch
+from hf_sage.models import TINY_CLIP, Head
+from hf_sage.models.text_tower import PROMPT
 
 
 @dataclass(frozen=True)
@@ -23,11 +26,11 @@ class Job:
         trial: Number of the hyperparameter trial; 0 is the defaults.
         model: Name of the model.
         head: Its head.
+        prompt: The sentence around a class name, for the zero-shot head.
         rows_per_domain: Rows of each source domain in a batch.
         evaluate_every: Updates between two evaluations, each with a checkpoint; at ``steps`` there is only the last.
         transform: Name of the augmentation.
         test_convention: Which rows of a held-out domain are tested on.
-        on_bad_image: ``error`` or ``skip``.
         hyperparameters: The learning rate and what the method takes: rho, gamma, ...
         training: Further fields of `SAGEConfig`.
     """
@@ -39,12 +42,12 @@ class Job:
     steps: int
     trial: int = 0
     model: str = TINY_CLIP
-    head: str = "linear"
+    head: Head = "linear"
+    prompt: str = PROMPT
     rows_per_domain: int = 16
     evaluate_every: int = 200
     transform: str = "none"
-    test_convention: str = "in_split"
-    on_bad_image: str = "error"
+    test_convention: TestConvention = "in_split"
     hyperparameters: dict[str, float] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -72,3 +75,22 @@ class Job:
             given = sorted(values) if isinstance(values, dict) else type(values).__name__
             raise ValueError(f"not the arguments of a run: expected {sorted(names)}, got {given}.")
         return cls(**values | {"held_out": tuple(values["held_out"])})
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a job needs to know and a number that it finds does not depend on.
+
+    Attributes:
+        data_root: DomainBed's data directory, with the local copies of its datasets.
+        official_lists: Folder of the lists of test images, for the test convention ``official``.
+        on_bad_image: What to do about an unreadable image: ``error`` or ``skip``.
+        on_mismatch: What to do about a dataset that is not as declared: ``error`` or ``warn``.
+        save_model: Whether to keep the model.
+    """
+
+    data_root: str | None = None
+    official_lists: str | None = None
+    on_bad_image: OnBadImage = "error"
+    on_mismatch: OnMismatch = "error"
+    save_model: bool = False

@@ -78,9 +78,9 @@ def work(folder: JobFolder, progress: Progress | None = None) -> None:
     result = run(
         folder.job,
         folder.path,
+        options=options,
         checkpoints=True,
         save_to=folder.model if options.save_model else None,
-        data_root=options.data_root,
         progress=progress,
     )
     if is_first_process():

@@ -9,15 +9,17 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, TrainerCallback, TrainerState, set_seed
 
+from hf_sage.benchmark.collator import USE, CollatorByUse
 from hf_sage.benchmark.inputs import Inputs, load_inputs
-from hf_sage.benchmark.jobs import Job
+from hf_sage.benchmark.jobs import Job, Options
 from hf_sage.benchmark.results import Result, best_evaluation, library_versions
 from hf_sage.benchmark.scores import Scores, evaluations, predicted_class, without_times
-from hf_sage.data import ImageCollator, TensorDomains, preprocess
+from hf_sage.data import TensorDomains, preprocess
 from hf_sage.models import image_classifier
 from hf_sage.trainer import SAGEConfig, SAGETrainer
 
 Progress = Callable[[int], None]
+DEFAULTS = Options()
 
 SET_BY_THE_BENCHMARK = {
     "output_dir": "the benchmark's folder",
@@ -51,9 +53,9 @@ def run(
     job: Job,
     folder: Path,
     *,
+    options: Options = DEFAULTS,
     checkpoints: bool = False,
     save_to: Path | None = None,
-    data_root: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Trains on the source domains and evaluates every domain, before the first update, on the way and at the end.
@@ -63,11 +65,11 @@ def run(
     Args:
         job: What to run.
         folder: A folder for the trainer.
+        options: Where the data is.
         checkpoints: Whether every evaluation leaves a checkpoint in ``folder``; the run then goes on from the last one
             there, and comes out as if it had never stopped.
         save_to: Where to save model and processor, if anywhere, as they were at the best evaluation on the source
             domains (see `best_evaluation`).
-        data_root: Folder of the local copies of DomainBed's datasets.
         progress: Called after every update with the number of updates done.
 
     Returns:
@@ -77,17 +79,17 @@ def run(
         ValueError: If data, model or arguments will not do; the message says what will.
     """
     set_seed(job.seed)
-    inputs = load_inputs(job, data_root)
-    model, processor = image_classifier(job.model, inputs.facts.classes, head=job.head)
+    inputs = load_inputs(job, options)
+    model, processor = image_classifier(job.model, inputs.facts.classes, head=job.head, prompt=job.prompt)
     sources = [domain for domain in inputs.facts.rows if domain not in job.held_out]
     last = last_checkpoint(folder) if checkpoints else None
     arguments = _arguments(job, folder, len(sources), checkpoints, starts_anew=last is None, small=inputs.small)
     scores = Scores(inputs.cells, sources)
-    train, evaluated = _rows(inputs, processor)
+    train, evaluated = _rows(inputs, job, processor)
     trainer = SAGETrainer(
         model,
         arguments,
-        data_collator=None if inputs.small else ImageCollator(processor),
+        data_collator=None if inputs.small and job.transform == "none" else CollatorByUse(processor, job.transform),
         train_dataset=train,
         eval_dataset=evaluated,
         processing_class=processor,
@@ -168,15 +170,16 @@ def _arguments(
 
 
 def _logging_steps(job: Job) -> int:
-    """About 50 entries a run, one of them with every checkpoint: what is averaged between entries is in no checkpoint."""
+    """About 50 entries a run, one with every checkpoint: what is averaged between entries is in no checkpoint."""
     every = min(job.evaluate_every, job.steps)
     return max(n for n in range(1, max(1, job.steps // 50) + 1) if every % n == 0)
 
 
-def _rows(inputs: Inputs, processor: Any) -> tuple[Any, Any]:
-    """The rows to train on and to evaluate; without a domain column all of the latter go through one loop as they come."""
-    if not inputs.small:
-        return inputs.train, inputs.evaluated.remove_columns("domain")
+def _rows(inputs: Inputs, job: Job, processor: Any) -> tuple[Any, Any]:
+    """The rows to train on and to evaluate; the latter without their domains, so that they stay in one piece."""
+    if not (inputs.small and job.transform == "none"):
+        uses = ["test" if cell.domain in job.held_out else "validation" for cell in inputs.cells for _ in range(cell.rows)]
+        return inputs.train, inputs.evaluated.remove_columns("domain").add_column(USE, uses)
     evaluated = preprocess(inputs.evaluated, processor)
     columns = {name: values for name, values in evaluated.columns.items() if name != "domain"}
     return preprocess(inputs.train, processor), TensorDomains(columns, evaluated.features)

@@ -22,22 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from hf_sage.benchmark.claims import living_owner
-from hf_sage.benchmark.jobs import Job
+from hf_sage.benchmark.jobs import Job, Options
 from hf_sage.benchmark.records import make_folder, write_atomic
 from hf_sage.benchmark.results import Result
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a job needs to know and its numbers do not depend on.
-
-    Attributes:
-        data_root: Folder of the local copies of DomainBed's datasets.
-        save_model: Whether to keep the model.
-    """
-
-    data_root: str | None = None
-    save_model: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,34 @@
+"""Images go through the transform of what they are used for: training, validation or test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_sage.data import ImageCollator, transforms
+
+USE = "use"
+"""Column of evaluated rows: ``validation`` or ``test``. Rows without it are trained on."""
+
+
+class CollatorByUse:
+    """Decodes, transforms, processes and batches rows of images and labels.
+
+    Args:
+        processor: An image processor of transformers.
+        transform: Name of the transforms, see `hf_sage.data.transforms`.
+    """
+
+    def __init__(self, processor: Any, transform: str) -> None:
+        chosen = transforms(transform, processor)
+        augments = {"train": chosen.train, "validation": chosen.validation, "test": chosen.test}
+        self._collators = {use: ImageCollator(processor, augment=own) for use, own in augments.items()}
+
+    def __call__(self, features: list[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Returns ``pixel_values`` and ``labels``, the rows in their order."""
+        parts = [self._collators[use](list(rows)) for use, rows in groupby(features, lambda row: row.get(USE, "train"))]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
