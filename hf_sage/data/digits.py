@@ -9,7 +9,14 @@ from PIL import Image
 from hf_sage.data.deal import deal
 from hf_sage.data.images import as_png
 
-EMBEDDED = ("style_digits", "rotated_digits", "colored_digits")
+EMBEDDED_DOMAINS = {
+    "style_digits": ("plain", "photo", "sketch", "color"),
+    "rotated_digits": ("0", "15", "30", "45", "60", "75"),
+    "colored_digits": ("+90%", "+80%", "-90%"),
+}
+"""The embedded sets and their domains."""
+
+EMBEDDED = tuple(EMBEDDED_DOMAINS)
 """The names that `load_embedded` knows."""
 
 SCANS = {"train": 1100, "validation": 200, "test": 497}
@@ -57,7 +64,11 @@ def load_embedded(name: str, seed: int = 0) -> datasets.DatasetDict:
 
     def rows(chosen: np.ndarray) -> datasets.Dataset:
         columns = {
-            "image": [{"bytes": as_png(Image.fromarray(rendering.images[d][i])), "path": None} for d in domains for i in chosen],
+            "image": [
+                {"bytes": as_png(Image.fromarray(rendering.images[d][i])), "path": None}
+                for d in domains
+                for i in chosen
+            ],
             "label": [int(rendering.labels[i]) for _ in domains for i in chosen],
             "domain": [k for k, _ in enumerate(domains) for _ in chosen],
             "scan": [int(i) for _ in domains for i in chosen],
@@ -72,4 +83,3 @@ def _split(digits: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray
     dealt = deal(digits, rng)
     ends = np.cumsum(list(SCANS.values()))
     return {name: np.sort(part) for name, part in zip(SCANS, np.split(dealt, ends[:-1]), strict=True)}
-

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,7 +54,7 @@ class FolderScan:
         """Images by domain."""
         return Counter(image.domain for image in self.images)
 
-    @property
+    @cached_property
     def classes(self) -> dict[str, set[str]]:
         """The classes of each domain that have an image there."""
         found: dict[str, set[str]] = {domain: set() for domain in self.domains}
@@ -98,7 +99,8 @@ def load_image_folder(root: str | Path) -> datasets.Dataset:
     """Lists the images under ``root/<domain>/<class>/``, to be decoded when they are read.
 
     Classes are those of all domains together, sorted, so that a class that one domain lacks shifts no label. Names may
-    hold spaces and any letters. What is no domain, class or image is reported and left out.
+    hold spaces and any letters. What is no domain, class or image is reported and left out; classes that a domain lacks
+    are reported.
 
     Args:
         root: The folder.
@@ -111,30 +113,38 @@ def load_image_folder(root: str | Path) -> datasets.Dataset:
             in different domains.
     """
     scan = scan_folder(root)
-    return as_dataset(scan, str(root))
+    report(scan, str(root))
+    return as_dataset(scan)
 
 
-def as_dataset(scan: FolderScan, where: str, classes: Iterable[str] = ()) -> datasets.Dataset:
-    """The images of a scan as a dataset, see `load_image_folder`.
+def report(scan: FolderScan, where: str) -> None:
+    """Logs what is left out and which domain lacks which class.
 
-    Args:
-        scan: What was found.
-        where: The folder, for messages.
-        classes: Classes that have a label whether or not they have an image.
+    Raises:
+        ValueError: If a class is written differently in different domains.
     """
     if scan.left_out:
         logger.warning("Left out in %s: %s.", where, "; ".join(scan.left_out[:10]))
-    by_domain = scan.classes
-    if pairs := look_alikes(by_domain):
+    if pairs := look_alikes(scan.classes):
         said = ", ".join(f"{a!r} and {b!r}" for a, b in pairs[:5])
         raise ValueError(
             f"Under {where} classes are written differently in different domains: {said}. They would be learnt as "
             "classes of their own; rename the folders so that one class has one name."
         )
-    labels = sorted(set().union(classes, *by_domain.values()))
-    lacking = [f"{d!r} has no {_some(missing)}" for d, own in by_domain.items() if (missing := sorted({*labels} - own))]
+    every = set().union(*scan.classes.values())
+    lacking = [f"{d!r} has no {_some(missing)}" for d, own in scan.classes.items() if (missing := sorted(every - own))]
     if lacking:
         logger.warning("Classes differ between the domains of %s: %s.", where, "; ".join(lacking))
+
+
+def as_dataset(scan: FolderScan, classes: Iterable[str] = ()) -> datasets.Dataset:
+    """The images of a scan as a dataset, see `load_image_folder`.
+
+    Args:
+        scan: What was found.
+        classes: Classes that have a label whether or not they have an image.
+    """
+    labels = sorted(set().union(classes, *scan.classes.values()))
     domains = scan.domains
     label_ids, domain_ids = ({name: i for i, name in enumerate(names)} for names in (labels, domains))
     features = datasets.Features(
@@ -172,7 +182,8 @@ def _scan_domain(folder: os.DirEntry[str]) -> tuple[list[Found], list[tuple[str,
 
 
 def _beside(files: list[os.DirEntry[str]], where: str) -> list[str]:
-    return [f"{len(files)} file(s) beside the folders of {where}: {_some(file.name for file in files)}"] if files else []
+    names = _some(file.name for file in files)
+    return [f"{len(files)} file(s) beside the folders of {where}: {names}"] if files else []
 
 
 def _entries(parent: str | Path | os.DirEntry[str]) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:

@@ -12,6 +12,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from hf_sage.data.draws import BatchDraws
+from hf_sage.data.transforms import Augment
+
 Stored = Image.Image | Mapping[str, Any] | str
 
 
@@ -73,18 +76,30 @@ def as_png(image: Image.Image) -> bytes:
 
 
 class ImageCollator:
-    """Decodes, processes and batches rows of images and labels.
+    """Decodes, augments, processes and batches rows of images and labels.
 
     Attributes:
         processor: An image processor of transformers.
         image_column: The column of the images.
         label_column: The column of the labels, if the rows have any.
+        augment: What images go through before the processor, to the size that the model reads, e.g. a field of
+            `hf_sage.data.transforms.Transforms`; ``None``: the processor alone, with its own resizing and cropping.
+        draws: Where ``augment`` gets its chance from; give it to the trainer too, ``callbacks=[collator.draws]``, so
+            that a restart draws the same.
     """
 
-    def __init__(self, processor: Any, image_column: str = "image", label_column: str = "label") -> None:
+    def __init__(
+        self,
+        processor: Any,
+        image_column: str = "image",
+        label_column: str = "label",
+        augment: Augment | None = None,
+    ) -> None:
         self.processor = processor
         self.image_column = image_column
         self.label_column = label_column
+        self.augment = augment
+        self.draws = BatchDraws()
 
     def __call__(self, features: list[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Returns ``pixel_values`` of shape (rows, 3, height, width) and ``labels`` of shape (rows,), int64.
@@ -93,7 +108,12 @@ class ImageCollator:
             UnreadableImageError: If an image cannot be decoded.
         """
         images = [decode_image(feature[self.image_column]) for feature in features]
-        batch = {"pixel_values": self.processor(images=images, return_tensors="pt")["pixel_values"]}
+        options: dict[str, Any] = {}
+        if self.augment is not None:
+            generator = self.draws.next()
+            images = [self.augment(image, generator) for image in images]
+            options = {"do_resize": False, "do_center_crop": False}  # of the right size already
+        batch = {"pixel_values": self.processor(images=images, return_tensors="pt", **options)["pixel_values"]}
         if self.label_column in features[0]:
             batch["labels"] = torch.tensor([int(feature[self.label_column]) for feature in features])
         return batch

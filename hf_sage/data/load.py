@@ -13,7 +13,7 @@ import datasets
 from hf_sage.data.camelyon import CAMELYON17, load_camelyon
 from hf_sage.data.digits import EMBEDDED, load_embedded
 from hf_sage.data.domainbed import DATASETS, DomainBedDataset, OnMismatch
-from hf_sage.data.folder import as_dataset, load_image_folder, scan_folder
+from hf_sage.data.folder import as_dataset, load_image_folder, report, scan_folder
 from hf_sage.data.hub import Rows, load_hub_copy
 from hf_sage.data.images import UnreadableImageError, decode_image, readable_rows, undecoded
 from hf_sage.data.mnist import MNIST_DOMAINS, load_mnist_domains
@@ -109,7 +109,8 @@ def _declared(
         scan = scan_folder(folder)
         classes = sorted(set().union(*scan.classes.values()))
         declared.require(declared.differences(scan.domains, classes, scan.counts), str(folder), on_mismatch)
-        return as_dataset(scan, str(folder), declared.classes)
+        report(scan, str(folder))
+        return as_dataset(scan, declared.classes)
 
 
 def _undeclared(name: str, split: str, revision: str | None) -> datasets.Dataset:

@@ -17,6 +17,9 @@ from hf_sage.data.images import as_png
 MNIST_DOMAINS = {"RotatedMNIST": ("0", "15", "30", "45", "60", "75"), "ColoredMNIST": ("+90%", "+80%", "-90%")}
 """The names that `load_mnist_domains` knows, and their domains."""
 
+MNIST_CLASSES = {"RotatedMNIST": tuple("0123456789"), "ColoredMNIST": ("5-9", "0-4")}
+"""Their classes, by id."""
+
 LABEL_NOISE = 0.25
 COLOR_FLIPS = (0.1, 0.2, 0.9)  # of ColoredMNIST's domains: how often the colour is not the label
 
@@ -59,10 +62,9 @@ def load_mnist_domains(name: str, root: str | Path, seed: int = 0) -> datasets.D
         columns["image"] += [{"bytes": as_png(picture), "path": None} for picture in pictures]
         columns["label"] += labels.tolist()
         columns["domain"] += [i] * len(own)
-    classes = [str(digit) for digit in range(10)] if name == "RotatedMNIST" else ["5-9", "0-4"]
     features = datasets.Features(
         image=datasets.Image(decode=False),
-        label=datasets.ClassLabel(names=classes),
+        label=datasets.ClassLabel(names=list(MNIST_CLASSES[name])),
         domain=datasets.ClassLabel(names=list(domains)),
     )
     return datasets.Dataset.from_dict(columns, features=features)
@@ -90,7 +92,9 @@ def _folder(root: Path) -> Path:
     for folder in (root, root / "raw", root / "MNIST" / "raw"):
         if any(folder.glob("train-images-idx3-ubyte*")):
             return folder
-    raise ValueError(f"No train-images-idx3-ubyte under {root} or {root / 'MNIST' / 'raw'}: MNIST's files belong there.")
+    raise ValueError(
+        f"No train-images-idx3-ubyte under {root} or {root / 'MNIST' / 'raw'}: MNIST's files belong there."
+    )
 
 
 def _read_idx(folder: Path, name: str) -> np.ndarray:
@@ -106,4 +110,3 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
         return np.frombuffer(content, np.uint8, offset=start).reshape(np.frombuffer(content[4:start], ">u4")).copy()
     except (OSError, EOFError, ValueError) as error:
         raise ValueError(f"{folder / name} is not a file of MNIST, or is cut short: {error}") from error
-
