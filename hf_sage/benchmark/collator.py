@@ -12,7 +12,10 @@ from torch import Tensor
 from hf_sage.data import ImageCollator, transforms
 
 USE = "use"
-"""Column of evaluated rows: ``validation`` or ``test``. Rows without it are trained on."""
+"""Column of evaluated rows. Rows without it are trained on."""
+
+USES = ("validation", "test")
+"""What it holds: of rows of source domains, and of held-out ones."""
 
 
 class CollatorByUse:
@@ -21,12 +24,17 @@ class CollatorByUse:
     Args:
         processor: An image processor of transformers.
         transform: Name of the transforms, see `hf_sage.data.transforms`.
+
+    Attributes:
+        draws: The chance of the training images, to be among the trainer's callbacks, so that a restart draws the same.
+            Evaluation takes its own from torch's generator, whose state is in every checkpoint.
     """
 
     def __init__(self, processor: Any, transform: str) -> None:
         chosen = transforms(transform, processor)
         augments = {"train": chosen.train, "validation": chosen.validation, "test": chosen.test}
         self._collators = {use: ImageCollator(processor, augment=own) for use, own in augments.items()}
+        self.draws = self._collators["train"].draws
 
     def __call__(self, features: list[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Returns ``pixel_values`` and ``labels``, the rows in their order."""

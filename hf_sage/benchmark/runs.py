@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, TrainerCallback, TrainerState, set_seed
 
-from hf_sage.benchmark.collator import USE, CollatorByUse
+from hf_sage.benchmark.collator import USE, USES, CollatorByUse
 from hf_sage.benchmark.inputs import Inputs, load_inputs
 from hf_sage.benchmark.jobs import Job, Options
 from hf_sage.benchmark.results import Result, best_evaluation, library_versions
@@ -85,18 +85,24 @@ def run(
     last = last_checkpoint(folder) if checkpoints else None
     arguments = _arguments(job, folder, len(sources), checkpoints, starts_anew=last is None, small=inputs.small)
     scores = Scores(inputs.cells, sources)
-    train, evaluated = _rows(inputs, job, processor)
+    in_memory = inputs.small and job.transform == "none"
+    train, evaluated = _processed(inputs, processor) if in_memory else _undecoded(inputs, job)
+    collator = None if in_memory else CollatorByUse(processor, job.transform)
     trainer = SAGETrainer(
         model,
         arguments,
-        data_collator=None if inputs.small and job.transform == "none" else CollatorByUse(processor, job.transform),
+        data_collator=collator,
         train_dataset=train,
         eval_dataset=evaluated,
         processing_class=processor,
         compute_metrics=scores,
         preprocess_logits_for_metrics=predicted_class,
-        callbacks=[_AtTheEnd(), *([_Progress(progress)] if progress is not None else [])],
+        callbacks=[_AtTheEnd()],
     )
+    if collator is not None:
+        trainer.add_callback(collator.draws)
+    if progress is not None:
+        trainer.add_callback(_Progress(progress))
     trainer.remove_callback(PrinterCallback)  # the terminal belongs to the progress bar
     if save_to is not None:
         trainer.add_callback(_SaveBest(trainer, save_to))
@@ -175,14 +181,17 @@ def _logging_steps(job: Job) -> int:
     return max(n for n in range(1, max(1, job.steps // 50) + 1) if every % n == 0)
 
 
-def _rows(inputs: Inputs, job: Job, processor: Any) -> tuple[Any, Any]:
-    """The rows to train on and to evaluate; the latter without their domains, so that they stay in one piece."""
-    if not (inputs.small and job.transform == "none"):
-        uses = ["test" if cell.domain in job.held_out else "validation" for cell in inputs.cells for _ in range(cell.rows)]
-        return inputs.train, inputs.evaluated.remove_columns("domain").add_column(USE, uses)
+def _processed(inputs: Inputs, processor: Any) -> tuple[Any, Any]:
+    """The rows to train on and to evaluate, kept in memory; the latter without domains, so that they stay in order."""
     evaluated = preprocess(inputs.evaluated, processor)
     columns = {name: values for name, values in evaluated.columns.items() if name != "domain"}
     return preprocess(inputs.train, processor), TensorDomains(columns, evaluated.features)
+
+
+def _undecoded(inputs: Inputs, job: Job) -> tuple[Any, Any]:
+    """The same as stored, to be decoded when they are read."""
+    uses = [use for cell in inputs.cells for use in [USES[cell.domain in job.held_out]] * cell.rows]
+    return inputs.train, inputs.evaluated.remove_columns("domain").add_column(USE, uses)
 
 
 class _AtTheEnd(TrainerCallback):

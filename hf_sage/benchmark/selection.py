@@ -119,22 +119,22 @@ def _oracle_best(trials: Trials, _: Pairs) -> Iterable[Choice]:
 
 
 SELECTION: dict[str, SelectionRule] = {
-    "training-domain": SelectionRule(
+    "training_domain": SelectionRule(
         "training-domain validation",
         "trial and checkpoint by mean accuracy on the out-splits of the source domains",
         _training_domain,
     ),
-    "leave-one-domain-out": SelectionRule(
+    "leave_one_domain_out": SelectionRule(
         "leave-one-domain-out validation",
         "trial and checkpoint by mean accuracy on each source domain in a run that held it out too",
         _leave_one_domain_out,
     ),
-    "oracle-last": SelectionRule(
+    "oracle_last": SelectionRule(
         "oracle, last checkpoint",
         "trial by accuracy on the out-split of the held-out domain itself, at the last checkpoint (DomainBed's oracle)",
         _oracle_last,
     ),
-    "oracle-best": SelectionRule(
+    "oracle_best": SelectionRule(
         "oracle, best checkpoint",
         "trial and checkpoint by accuracy on the out-split of the held-out domain itself (SWAD's oracle, which leaks more)",
         _oracle_best,
