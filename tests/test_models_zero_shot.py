@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from assertions import assert_close, assert_same_bits
+from assertions import assert_same_bits
 from checkpoints import pictures, save_clip, save_siglip, save_text_model, save_vit
 from transformers import (
     AutoImageProcessor,
@@ -53,9 +53,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
 def as_text_and_images(checkpoint: str, prompts: list[str] = PROMPTS, n: int = 3) -> dict[str, Any]:
     """What both towers read, padded as each model's card says."""
     padding = {"padding": "max_length", "max_length": 64} if "siglip" in checkpoint else {"padding": True}
-    return AutoProcessor.from_pretrained(checkpoint)(
-        text=prompts, images=pictures(n), return_tensors="pt", **padding
-    )
+    return AutoProcessor.from_pretrained(checkpoint)(text=prompts, images=pictures(n), return_tensors="pt", **padding)
 
 
 def logits(model: Any, processor: Any, n: int = 3) -> torch.Tensor:

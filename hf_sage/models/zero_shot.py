@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
@@ -101,7 +102,10 @@ class ZeroShotImageClassifier(PreTrainedModel):
         )
         features = normalize(self.visual_projection(outputs.pooler_output), dim=-1)
         logits = self.classifier(features) + self.config.logit_bias
-        loss = None if labels is None else fixed_cross_entropy(logits.float(), labels, num_items_in_batch)
+        loss = None
+        if labels is not None:
+            at_least_fp32 = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            loss = fixed_cross_entropy(at_least_fp32, labels, num_items_in_batch)
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
