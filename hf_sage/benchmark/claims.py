@@ -11,7 +11,6 @@ import json
 import os
 import socket
 import threading
-import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -99,6 +98,11 @@ def living_owner(folder: Path) -> str | None:
     if owner.get("host") == socket.gethostname():
         return None
     return words if _age(claims[-1]) < STALE_SECONDS else None
+
+
+def is_abandoned(folder: Path) -> bool:
+    """Whether a process that is now dead was at work there."""
+    return bool(_claims(folder)) and living_owner(folder) is None
 
 
 def _claims(folder: Path) -> list[Path]:

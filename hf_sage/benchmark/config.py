@@ -184,7 +184,9 @@ def _methods(value: Any) -> dict[str, MethodSettings]:
     found = {}
     for name, entries in given.items():
         if name not in METHODS:
-            raise ValueError(f"Unknown method {name!r}{_near(name, METHODS)}: use some of {_quoted(METHODS)}, or 'all'.")
+            raise ValueError(
+                f"Unknown method {name!r}{_near(name, METHODS)}: use some of {_quoted(METHODS)}, or 'all'."
+            )
         values = dict(entries or {})
         ranges = _ranges(values.pop("search", None), f"methods: {name}: search")
         _known([*values, *ranges], _hyperparameters(name), f"methods: {name}")

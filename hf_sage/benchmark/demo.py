@@ -133,7 +133,8 @@ def run_demo_jobs(
         The records, in the order of the jobs.
     """
     work = partial(_work, jobs, save_to or {})
-    return run_all(jobs, work, workers=workers, console=console, tell=lambda record: f"{record.seconds:.0f} s")
+    found = run_all(jobs, work, workers=workers, console=console, tell=lambda record: f"{record.seconds:.0f} s")
+    return [found[i] for i in range(len(jobs))]
 
 
 def _work(jobs: Sequence[Job], save_to: Mapping[int, Path], i: int, progress: Progress) -> Record:

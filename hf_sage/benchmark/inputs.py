@@ -18,6 +18,7 @@ from hf_sage.benchmark.jobs import Job, Options
 from hf_sage.benchmark.results import DataFacts
 from hf_sage.data import DATASETS, domain_counts, domain_names, load_domains, row_domains, undecoded
 
+
 @dataclass(frozen=True)
 class Cell:
     """Consecutive rows of the evaluated set: one split of one domain."""
@@ -133,9 +134,7 @@ def _splits(data: Any, job: Job, options: Options) -> dict[str, Splits]:
 
 def _by_domain(data: datasets.Dataset) -> dict[str, datasets.Dataset]:
     names = row_domains(data)
-    return {
-        domain: data.select([i for i, name in enumerate(names) if name == domain]) for domain in domain_names(data)
-    }
+    return {domain: data.select([i for i, name in enumerate(names) if name == domain]) for domain in domain_names(data)}
 
 
 def _facts(data: Any, name: str, options: Options) -> DataFacts:

@@ -39,6 +39,9 @@ class Outcome:
     state: State
     message: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.state}: {self.message}" if self.message else self.state
+
 
 def perform(folder: JobFolder, progress: Progress, *, launch: Sequence[str] | None = None) -> Outcome:
     """Claims a job and runs it, unless it is done or another process has it.

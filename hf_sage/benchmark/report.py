@@ -87,7 +87,9 @@ def by_dataset(records: Sequence[Record]) -> dict[str, list[Record]]:
 def dataset_grid(dataset: str, table: Table, rules: Rules, notes: Sequence[str] = ()) -> Grid:
     """One dataset by held-out domain."""
     rows = [(method.upper(), [Entry(*entry) for entry in entries]) for method, entries in table.texts().items()]
-    what = "Accuracy in % on the held-out domain, mean ± standard error over seeds (population standard deviation / √n); "
+    what = (
+        "Accuracy in % on the held-out domain, mean ± standard error over seeds (population standard deviation / √n); "
+    )
     what += "the average is over domains within each seed first."
     return Grid(dataset, ["method", *table.columns], [rows], [what, *rules.sentences(), *notes], rules.facts())
 

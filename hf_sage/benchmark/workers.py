@@ -29,8 +29,8 @@ def run_all(
     console: Console,
     tell: Callable[[Outcome], str],
     stop: Callable[[Outcome], bool] = lambda _: False,
-) -> list[Outcome]:
-    """Does the work of all jobs and returns what came of each, in the order of the jobs.
+) -> dict[int, Outcome]:
+    """Does the work of all jobs and returns what came of each, by its number; nothing of jobs that were stopped.
 
     On a CPU every job runs on one thread, so that its numbers do not depend on how many run beside it. Of several GPUs
     each worker sees one.
@@ -60,7 +60,7 @@ def run_all(
         watch = _Watch(bar, jobs, tell)
         outcomes = _here(work, watch, stop) if workers == 1 else _beside(work, watch, stop, workers)
         watch.finish()
-    return [outcomes[i] for i in sorted(outcomes)]
+    return outcomes
 
 
 def available_cores() -> int:
@@ -160,7 +160,7 @@ class _Watch:
         self._draw()
 
     def _draw(self) -> None:
-        running = [job for i, job in enumerate(self.jobs) if 0 < self._steps[i] and i not in self._finished]
+        running = [job for i, job in enumerate(self.jobs) if self._steps[i] > 0 and i not in self._finished]
         names = ", ".join(f"{job.method}/{'+'.join(job.held_out)}/{job.seed}" for job in running) or "loading"
         done = sum(cost(job.method) * step for job, step in zip(self.jobs, self._steps, strict=True))
         description = f"{len(self._finished)}/{len(self.jobs)} runs · {names:<36}"
