@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 BEAT_SECONDS = 30.0
 """How often an owner shows that it is alive."""

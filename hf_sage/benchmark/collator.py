@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_sage.data import ImageCollator, transforms
+from hf_sage.data import ImageCollator
+from hf_sage.data.transforms import transforms
 
 USE = "use"
 """Column of evaluated rows. Rows without it are trained on."""

@@ -64,7 +64,7 @@ def pooled_differences(datasets: Iterable[Iterable[Record]], baseline: str) -> l
         ValueError: If the baseline has no run, or as in `by_run`.
     """
     runs = {(method, i, *rest): run for i, own in enumerate(datasets) for (method, *rest), run in by_run(own).items()}
-    methods = list(dict.fromkeys(key[0] for key in runs))
+    methods = list(dict.fromkeys(str(key[0]) for key in runs))
     if baseline not in methods:
         raise ValueError(f"no finished run of {baseline!r} to compare with: there are runs of {methods}.")
 

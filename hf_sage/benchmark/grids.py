@@ -104,7 +104,8 @@ HTML_HEAD = """<!doctype html>
 <style>
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; color: #222 }
 table { border-collapse: collapse; margin-top: 2rem } caption { font-weight: 600; text-align: left; padding: .5rem 0 }
-th, td { padding: .2rem .8rem; text-align: right } tbody { border-top: 1px solid #999 } tr > :first-child { text-align: left }
+th, td { padding: .2rem .8rem; text-align: right } tr > :first-child { text-align: left }
+tbody { border-top: 1px solid #999 }
 </style>
 """
 

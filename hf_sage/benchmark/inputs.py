@@ -159,6 +159,6 @@ def _facts(data: Any, name: str, options: Options) -> DataFacts:
         fingerprint=digest.hexdigest()[:16],
         rows=dict(counts),
         classes=classes,
-        repo_id=hub and hub.repo_id,
-        revision=hub and hub.revision,
+        repo_id=hub.repo_id if hub else None,
+        revision=hub.revision if hub else None,
     )

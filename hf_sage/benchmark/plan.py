@@ -58,7 +58,7 @@ def jobs_of(config: Config) -> list[Job]:
 def hyperparameters(
     method: str, settings: MethodSettings, trial: int, setup: Setup, config: Config
 ) -> dict[str, float]:
-    """What a method is trained with in a trial: what is searched as drawn, else as set, else by the preset, else its default."""
+    """What a method is trained with in a trial: as drawn, else as set, else by the preset, else by default."""
     parameters = inspect.signature(METHODS[method]).parameters
     own = {name: parameters[name].default for name in takes(method) if isinstance(parameters[name].default, float)}
     values = {"learning_rate": setup.learning_rate} | own | setup.hyperparameters.get(method, {})

@@ -20,6 +20,7 @@ from hf_sage.benchmark.tables import Cell, Table, aggregate
 
 BASELINES = ("erm", "sam")
 LEVEL = 0.95
+SPREAD = "mean ± standard error over seeds (population standard deviation / √n)"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -110,8 +111,8 @@ def _summary(tables: dict[str, Table], rules: dict[str, Rules], notes: Sequence[
         average = f"{100 * sum(means) / len(means):.1f}" if complete and len(means) == len(columns) else "–"
         ours.append((method.upper(), [*(Entry(_text(cell)) for cell in row), Entry(average)]))
     sentences = [
-        "Accuracy in % on held-out domains, averaged over the domains within each seed first; mean ± standard error over "
-        "seeds (population standard deviation / √n). The last column is the mean of the datasets' means"
+        f"Accuracy in % on held-out domains, averaged over the domains within each seed first; {SPREAD}. "
+        "The last column is the mean of the datasets' means"
         + (", given where all have runs." if not complete or beside else "."),
     ]
     for dataset, own_rules in rules.items():
@@ -158,8 +159,8 @@ def _differences(
         return []
     rows = [(method.upper(), [_difference(own.get(method)) for own in found.values()]) for method in methods]
     note = (
-        f"Accuracy minus {baseline.upper()}'s in percentage points, over n pairs of runs with the same held-out domain, "
-        f"seed and trials; in brackets Student's t interval at {LEVEL:.0%}, mean ± t(n − 1) · s/√n with the sample "
+        f"Accuracy minus {baseline.upper()}'s in percentage points, over n pairs of runs with the same held-out "
+        f"domain and seed; in brackets Student's t interval at {LEVEL:.0%}, mean ± t(n − 1) · s/√n with the sample "
         "standard deviation s (ddof 1). It takes the pairs for independent, which those of one domain over seeds are "
         "only in part. Bold: the interval is above 0. Intervals are not corrected for the number of comparisons."
     )

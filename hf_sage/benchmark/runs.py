@@ -145,6 +145,7 @@ def _arguments(
     once = job.evaluate_every >= job.steps
     settings: dict[str, Any] = {
         "per_device_eval_batch_size": 500 if small else 64,
+        "dataloader_pin_memory": torch.cuda.is_available(),
         "report_to": [],
         "disable_tqdm": True,
     }

@@ -51,7 +51,7 @@ class Scores:
         return flat | source_summary(accuracy, self._sources) | {"elapsed": elapsed}
 
 
-def predicted_class(logits: Any, labels: Any) -> Tensor:
+def predicted_class(logits: Any, _: Any) -> Tensor:
     """Of each row, right after the forward pass, so that no logits pile up."""
     scores: Tensor = logits[0] if isinstance(logits, tuple) else logits
     return scores.argmax(-1)

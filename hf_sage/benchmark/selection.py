@@ -136,7 +136,7 @@ SELECTION: dict[str, SelectionRule] = {
     ),
     "oracle_best": SelectionRule(
         "oracle, best checkpoint",
-        "trial and checkpoint by accuracy on the out-split of the held-out domain itself (SWAD's oracle, which leaks more)",
+        "trial and checkpoint by accuracy on the out-split of the held-out domain itself (SWAD's oracle)",
         _oracle_best,
     ),
 }
@@ -155,8 +155,8 @@ def _refuse_mixtures(trials: Trials) -> None:
         ]
         if differ:
             raise ValueError(
-                f"The runs of {first.name} differ in {', '.join(differ)}, so they are of different benchmarks and cannot "
-                "share a table. Give each configuration a folder of its own by --output-dir."
+                f"The runs of {first.name} differ in {', '.join(differ)}, so they are of different benchmarks and "
+                "cannot share a table. Give each configuration a folder of its own by --output-dir."
             )
     if len(set(numbers)) < len(numbers):
         raise ValueError(

@@ -37,8 +37,8 @@ def run_all(
 
     Args:
         jobs: What is run.
-        work: Does the job of a number, calling its second argument with the number of updates done. With several workers
-            it is sent to other processes, so it must be a function of a module, or a `functools.partial` of one.
+        work: Does the job of a number, calling its second argument with the number of updates done. With several
+            workers it is sent to other processes: it must be a function of a module, or a `functools.partial` of one.
         workers: Number of processes; 1 is this one.
         console: Where the progress bar goes.
         tell: What to print of an outcome where a bar cannot be drawn.
