@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_sage.data import ImageCollator
-from hf_sage.data.transforms import transforms
+from hf_sage.data import ImageCollator, image_transforms
 
 USE = "use"
 """Column of evaluated rows. Rows without it are trained on."""
@@ -24,7 +23,7 @@ class CollatorByUse:
 
     Args:
         processor: An image processor of transformers.
-        transform: Name of the transforms, see `hf_sage.data.transforms`.
+        transform: Name of the transforms, see `hf_sage.data.image_transforms`.
 
     Attributes:
         draws: The chance of the training images, to be among the trainer's callbacks, so that a restart draws the same.
@@ -32,7 +31,7 @@ class CollatorByUse:
     """
 
     def __init__(self, processor: Any, transform: str) -> None:
-        chosen = transforms(transform, processor)
+        chosen = image_transforms(transform, processor)
         augments = {"train": chosen.train, "validation": chosen.validation, "test": chosen.test}
         self._collators = {use: ImageCollator(processor, augment=own) for use, own in augments.items()}
         self.draws = self._collators["train"].draws

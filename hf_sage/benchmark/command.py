@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 
 from hf_sage.benchmark.config import ALL, parse_config, read_config
 from hf_sage.benchmark.driver import drive
@@ -18,10 +17,11 @@ from hf_sage.benchmark.listing import listing
 from hf_sage.benchmark.plan import jobs_of
 from hf_sage.benchmark.plots import plot_comparison
 from hf_sage.benchmark.records import make_folder, write_atomic
-from hf_sage.benchmark.report import add_selection, by_dataset, dataset_grid
+from hf_sage.benchmark.report import add_selection
 from hf_sage.benchmark.rules import rules_of
 from hf_sage.benchmark.selection import select
 from hf_sage.benchmark.store import Store
+from hf_sage.benchmark.summaries import by_dataset, dataset_grid
 from hf_sage.benchmark.tables import aggregate
 
 VERBS = ("run", "resume", "ls", "table", "plot")
@@ -123,7 +123,7 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _ls(options: argparse.Namespace) -> int:
-    Console().print(listing(Store.open(options.folder)))
+    sys.stdout.write(listing(Store.open(options.folder)))
     return 0
 
 

@@ -101,7 +101,7 @@ def _sum_up(store: Store, folders: Sequence[JobFolder], outcomes: dict[JobFolder
         tell(f"Failed: {folder.job.name}: {outcome.message} ({folder.error})")
     if any(outcome.state == "disk full" for outcome in failed.values()):
         tell(
-            f"The disk that holds {store.folder} is full. No result and no complete checkpoint is lost: make room, then "
+            f"The disk that holds {store.folder} is full. Nothing that was finished is lost: make room, then "
             f"{again} repeats only what was not written."
         )
     elif failed:

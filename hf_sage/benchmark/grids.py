@@ -5,16 +5,28 @@ from __future__ import annotations
 import csv
 import html
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple
 
 
+NUMBERS = ("value", "stderr", "n", "low", "high")
+"""What a CSV tells of a cell, as fractions at full precision."""
+
+
 class Entry(NamedTuple):
-    """The text of a cell, and whether it is the best of its column."""
+    """A cell.
+
+    Attributes:
+        text: What is shown.
+        best: Whether it is shown in bold.
+        values: Its `NUMBERS`, as far as it has any.
+    """
 
     text: str
     best: bool = False
+    values: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -81,13 +93,15 @@ class Grid:
         return f"<table>\n{caption}\n<thead><tr>{head}</tr></thead>\n{bodies}</table>\n{notes}"
 
     def to_csv(self) -> str:
-        """The texts, a line a row, with the title and the facts in front."""
+        """A line a cell: title, facts, names of row and column, and numbers at full precision."""
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["table", *self.facts, *self.header])
+        writer.writerow(["table", *self.facts, "row", "column", *NUMBERS])
         for section in self.rows:
             for name, own in section:
-                writer.writerow([self.title, *self.facts.values(), name, *(e.text for e in own)])
+                for column, entry in zip(self.header[1:], own, strict=True):
+                    numbers = (entry.values.get(number, "") for number in NUMBERS)
+                    writer.writerow([self.title, *self.facts.values(), name, column, *numbers])
         return file.getvalue()
 
 
@@ -113,9 +127,9 @@ tbody { border-top: 1px solid #999 }
 def write(grids: Sequence[Grid], kind: str) -> str:
     """Tables one after the other, as a file of a format."""
     texts = [FORMATS[kind][1](grid) for grid in grids]
-    if kind == "html":
-        return HTML_HEAD + "\n".join(texts)
-    return ("\n" if kind == "csv" else "").join(texts)
+    if kind == "csv":  # one header for all
+        return texts[0] + "".join(text.partition("\n")[2] for text in texts[1:])
+    return (HTML_HEAD if kind == "html" else "") + "".join(texts)
 
 
 def _pipes(cells: Sequence[str]) -> str:
@@ -131,14 +145,8 @@ def _strong(text: str, best: bool) -> str:
 
 
 _TEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}"}
-_TEX |= {
-    "^": r"\textasciicircum{}",
-    "\\": r"\textbackslash{}",
-    "±": r"$\pm$",
-    "–": "--",
-    "−": "$-$",
-    "†": r"$^\dagger$",
-}
+_TEX |= {"^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "–": "--", "−": "$-$", "†": r"$^\dagger$"}
+_TEX |= {"±": r"$\pm$", "·": r"$\cdot$", "√": r"$\surd$", "×": r"$\times$"}
 
 
 def _tex(text: str) -> str:

@@ -9,6 +9,7 @@ from hf_sage.benchmark.config import Config, MethodSettings, Setup, takes
 from hf_sage.benchmark.inputs import check_held_out, domains_of
 from hf_sage.benchmark.jobs import Job
 from hf_sage.benchmark.search import draw
+from hf_sage.data import EMBEDDED
 from hf_sage.methods import METHODS
 
 
@@ -29,6 +30,8 @@ def jobs_of(config: Config) -> list[Job]:
     held_out = {dataset: _held_out(dataset, domains, config) for dataset, domains in domains_by_dataset.items()}
     for dataset in config.datasets:
         setup = config.setup_of(dataset)
+        if dataset in EMBEDDED and setup.test_convention != "in_split":
+            raise ValueError(f"{dataset} comes with the rows it is tested on: leave test_convention at 'in_split'.")
         jobs += [
             Job(
                 dataset=dataset,

@@ -56,7 +56,8 @@ class Rules:
 
     def facts(self) -> dict[str, str]:
         """For programs."""
-        return {"selection": self.selection, "test_convention": self.convention}
+        convention = "own_test_rows" if self.dataset in EMBEDDED else self.convention
+        return {"selection": self.selection, "test_convention": convention}
 
 
 def rules_of(dataset: str, results: Sequence[Result], selection: str) -> Rules:
