@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple
 
-
 NUMBERS = ("value", "stderr", "n", "low", "high")
 """What a CSV tells of a cell, as fractions at full precision."""
 

@@ -7,6 +7,7 @@ import json
 import os
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,16 @@ import pyarrow.compute as pc
 from hf_sage.benchmark.domainbed import environments
 from hf_sage.benchmark.jobs import Job, Options
 from hf_sage.benchmark.results import DataFacts
-from hf_sage.data import DATASETS, domain_counts, domain_names, load_domains, row_domains, undecoded
+from hf_sage.data import (
+    DATASETS,
+    EMBEDDED,
+    domain_counts,
+    domain_names,
+    load_domains,
+    load_embedded,
+    row_domains,
+    undecoded,
+)
 
 
 @dataclass(frozen=True)
@@ -97,8 +107,12 @@ def domains_of(name: str, options: Options) -> list[str]:
     """The domains of a dataset, from its declaration where there is one."""
     if name in DATASETS:
         return list(DATASETS[name].domains)
-    data = load_data(name, 0, options)
-    return domain_names(data["train"] if isinstance(data, datasets.DatasetDict) else data)
+    return _embedded_domains(name) if name in EMBEDDED else domain_names(load_data(name, 0, options))
+
+
+@cache
+def _embedded_domains(name: str) -> list[str]:
+    return domain_names(load_embedded(name)["train"])
 
 
 def check_held_out(dataset: str, domains: list[str], held_out: tuple[str, ...]) -> None:

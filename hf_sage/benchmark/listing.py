@@ -26,9 +26,9 @@ HEADER = (
 def listing(store: Store) -> str:
     """A line a job, and how many are in which state.
 
-    A job that is done shows its best checkpoint on the sources: ``source`` is the mean accuracy on the out-splits of the
-    source domains, ``worst`` that of the worst of them and ``gap`` the difference to the best; ``accuracy`` is that on
-    the test rows of what is held out. All in %.
+    A job that is done shows its best checkpoint on the sources: ``source`` is the mean accuracy on the out-splits of
+    the source domains, ``worst`` that of the worst of them and ``gap`` the difference to the best; ``accuracy`` is
+    that on the test rows of what is held out. All in %.
     """
     lines = [HEADER]
     states: Counter[str] = Counter()

@@ -70,7 +70,7 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".write-test"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # others may try at the same moment
     except OSError as error:
         raise OSError(
             f"Cannot write to {folder} ({error.strerror}). Name a folder you may write to by --output-dir."
