@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,3 +69,9 @@ def live(folder: Path, moment: str) -> None:
 
     storing.write_atomic = write_until  # type: ignore[assignment]
     perform(JobFolder(folder), progress)
+
+
+def sweep(folders: Sequence[JobFolder], diary: Path) -> None:
+    """Performs all jobs that nobody else has, and writes what became of each."""
+    torch.set_num_threads(1)
+    diary.write_text("".join(f"{perform(folder, lambda _: None)}\n" for folder in folders))

@@ -9,16 +9,22 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from benchmark_worker import DOMAINS, job, paint
 
+from hf_sage.benchmark.collator import CollatorByUse
 from hf_sage.benchmark.command import main
 from hf_sage.benchmark.config import parse_config, read_config
+from hf_sage.benchmark.inputs import load_inputs
 from hf_sage.benchmark.jobs import Options
 from hf_sage.benchmark.plan import jobs_of
 from hf_sage.benchmark.report import main as report
+from hf_sage.benchmark.runs import _processed, _undecoded
 from hf_sage.benchmark.store import Store
+from hf_sage.models import tiny_clip
 
 ROOT = Path(__file__).parent.parent
 QUICK = ["--methods", "erm", "sage", "--seeds", "1", "--steps", "4", "--evaluate-every", "2", "--workers", "1"]
@@ -49,15 +55,8 @@ def test_style_digits_from_flags_to_table(tmp_path: Path, capsys: pytest.Capture
         main(["table", out, "--selection", "leave_one_domain_out"])
 
 
-def test_the_same_images_in_memory_and_from_files_are_the_same_rows(tmp_path: Path) -> None:
+def test_the_same_images_in_memory_and_from_files_are_the_same_rows() -> None:
     """An embedded set without augmentation is processed once; with the collator the tensors are the same to the bit."""
-    import torch
-
-    from hf_sage.benchmark.collator import CollatorByUse
-    from hf_sage.benchmark.inputs import load_inputs
-    from hf_sage.benchmark.runs import _processed, _undecoded
-    from hf_sage.models import tiny_clip
-
     own = job("style_digits", held_out=("sketch",), transform="none")
     inputs = load_inputs(own, Options())
     _, processor = tiny_clip(inputs.facts.classes)
@@ -97,7 +96,7 @@ def test_pairs_trials_and_workers_from_a_file(tmp_path: Path, capsys: pytest.Cap
 
 def test_flags_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr("hf_sage.benchmark.command.drive", lambda store, folders, **_: seen.extend(folders) or 0)
+    monkeypatch.setattr("hf_sage.benchmark.command.drive", lambda _, folders, **__: seen.extend(folders) or 0)
     methods = {"sam": {"rho": 0.5}, "erm": None}
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump({"datasets": ["PACS"], "methods": methods, "held_out": ["photo"], "steps": 9}))
@@ -142,12 +141,19 @@ def test_accelerate_launches_each_job_and_two_processes_find_what_one_finds(tmp_
     assert one.data == two.data
 
 
-@pytest.mark.slow
-def test_a_launched_job_that_fails_tells_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = Store(tmp_path / "out").add([job(tmp_path / "gone")], Options())[0]
-    assert main(["resume", str(tmp_path / "out"), "--launch", "--num_processes 1"]) == 1
-    assert "No data under the name" in folder.error.read_text()
-    assert "No data under the name" in " ".join(capsys.readouterr().out.split())
+def test_a_launched_job_that_fails_tells_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "try: 1 / 0\nexcept ZeroDivisionError as e: raise ValueError('the cure') from e"
+    launcher = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}], check=True)"
+    monkeypatch.setattr(
+        "hf_sage.benchmark.perform.launch_command",
+        lambda *_, **__: ([sys.executable, "-c", launcher], dict(os.environ)),
+    )
+    folder = Store(tmp_path).add([job("pictures")], Options())[0]
+    assert main(["resume", str(tmp_path), "--launch", "--num_processes 2"]) == 1
+    assert "ZeroDivisionError" in folder.error.read_text()
+    assert "status 1: ValueError: the cure" in " ".join(capsys.readouterr().out.split())
 
 
 # ---- Templates ----
@@ -156,8 +162,6 @@ def test_a_launched_job_that_fails_tells_why(tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize("file", sorted((ROOT / "scripts" / "accelerate").glob("*.yaml")), ids=lambda file: file.stem)
 def test_accelerate_reads_its_configurations(file: Path) -> None:
     parsed = launch_command_parser().parse_args(["--config_file", str(file), "script.py"])
-    from accelerate.commands.config.config_args import load_config_from_file
-
     config = load_config_from_file(parsed.config_file)
     assert config.mixed_precision == "no"
     assert str(file.relative_to(ROOT)) in file.read_text()  # its header shows how to run it
@@ -182,16 +186,3 @@ def test_slurm_template_runs_as_its_header_says(tmp_path: Path) -> None:
     subprocess.run(["bash", str(script), "a b.yaml", "out", "--steps", "3"], env=environment, check=True)
     assert (tmp_path / "calls").read_text() == "benchmark run a b.yaml --output-dir out --workers 1 --steps 3\n"
     assert subprocess.run(["bash", str(script)], env=environment, capture_output=True).returncode != 0
-
-
-def test_processes_share_a_folder_without_doing_a_job_twice(tmp_path: Path) -> None:
-    pictures = paint(tmp_path / "pictures")
-    folders = Store(tmp_path / "out").add([job(pictures, steps=2, seed=seed) for seed in range(4)], Options())
-    code = "import sys; from hf_sage.benchmark.command import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "resume", str(tmp_path / "out"), "--workers", "1"]
-    tasks = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [task.communicate()[0] for task in tasks]
-    assert [task.returncode for task in tasks] == [0, 0]
-    assert all(folder.is_done for folder in folders)
-    # A line a job in the end: done here, or was done or is elsewhere.
-    assert sum(text.count(": done\n") for text in said) == 4

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import multiprocessing as mp
 import os
 import socket
 import threading
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_worker import DOMAINS, job, live, paint
+from benchmark_worker import DOMAINS, job, live, paint, sweep
 from rich.console import Console
 
 from hf_sage.benchmark import driver
@@ -25,6 +24,7 @@ from hf_sage.benchmark.jobs import Job, Options
 from hf_sage.benchmark.perform import Outcome, is_disk_full, perform
 from hf_sage.benchmark.results import Result
 from hf_sage.benchmark.store import JobFolder, Store
+from hf_sage.benchmark.workers import process_context
 
 DEAD = {"host": socket.gethostname(), "pid": 2**22 + 1, "started": 0.0, "token": "dead"}
 
@@ -137,8 +137,7 @@ def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
 
 
 def test_killed_anywhere_and_resumed_equals_never_killed(pictures: Path, whole: Result, tmp_path: Path) -> None:
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["benchmark_worker", "hf_sage.benchmark.perform"])
+    context = process_context()
     folder = folder_of(job(pictures), tmp_path)
     began = {}
     for moment in ("update 2", "update 6", "result", "done"):
@@ -148,11 +147,8 @@ def test_killed_anywhere_and_resumed_equals_never_killed(pictures: Path, whole: 
         assert process.exitcode == -9, moment
         assert folder.state == ("waiting" if moment == "update 2" else "interrupted")
         began[moment] = sorted(path.name for path in folder.path.glob("checkpoint-*"))
-    assert began == {
-        "update 2": [],
-        "update 6": ["checkpoint-4"],
-        **dict.fromkeys(("result", "done"), ["checkpoint-8"]),
-    }
+    at_the_end = ["checkpoint-8"]
+    assert began == {"update 2": [], "update 6": ["checkpoint-4"], "result": at_the_end, "done": at_the_end}
     steps: list[int] = []
     assert perform(folder, steps.append) == Outcome("done")
     assert steps == []  # nothing was left to train
@@ -177,6 +173,20 @@ def test_a_job_of_another_process_is_left_alone(pictures: Path, tmp_path: Path) 
     with Claim(folder.path):
         assert perform(folder, quiet).state == "elsewhere"
         assert folder.state.startswith("running")
+
+
+def test_processes_share_a_folder_without_doing_a_job_twice(pictures: Path, tmp_path: Path) -> None:
+    folders = Store(tmp_path / "out").add([job(pictures, steps=2, seed=seed) for seed in range(4)], Options())
+    tasks = [process_context().Process(target=sweep, args=(folders, tmp_path / str(i))) for i in range(2)]
+    for task in tasks:
+        task.start()
+    for task in tasks:
+        task.join()
+    assert [task.exitcode for task in tasks] == [0, 0]
+    assert all(folder.is_done for folder in folders)
+    outcomes = [line for i in range(2) for line in (tmp_path / str(i)).read_text().split("\n") if line]
+    assert sorted(line for line in outcomes if line == "done") == ["done"] * 4
+    assert all(line in ("done", "was done") or line.startswith("elsewhere") for line in outcomes)
 
 
 def test_a_failing_job_is_told_about_and_the_others_go_on(

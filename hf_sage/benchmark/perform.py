@@ -25,6 +25,7 @@ LITTLE_SPACE = 64 * 2**20
 """Bytes left at which a writer that failed without saying why is taken to have filled the disk."""
 
 _ERROR = re.compile(r"^(\[rank\d+\]: )?[\w.]*(Error|Exception)\b.*:")
+_LAUNCHERS = re.compile("CalledProcessError|ChildFailedError")  # say no more than that a process has failed
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ def _launched(folder: JobFolder, flags: Sequence[str]) -> Outcome:
     if folder.is_done:
         return Outcome("done")
     said = ran.stdout.strip().splitlines()[-100:]
-    reason = next((line for line in said if _ERROR.match(line)), said[-1] if said else "they said nothing")
+    errors = [line for line in said if _ERROR.match(line) and not _LAUNCHERS.search(line)]
+    reason = [*said[-1:], *errors][-1] if said else "it said nothing"
     message = f"accelerate launch ended with status {ran.returncode}: {reason}"
     return fail(folder, message, "\n".join(said) + "\n", is_disk_full(RuntimeError("\n".join(said)), folder.path))

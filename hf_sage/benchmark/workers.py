@@ -68,6 +68,15 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def process_context() -> Any:
+    """How workers start: torch's threads do not survive a fork, but one from a server that has only imported is quick."""
+    if "forkserver" not in mp.get_all_start_methods():
+        return mp.get_context("spawn")
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["hf_sage.benchmark.perform"])
+    return context
+
+
 def cost(method: str) -> int:
     """Rough cost of an update by a method, in passes over the batch: for the bar's estimate alone."""
     built = METHODS[method]()
@@ -88,7 +97,7 @@ def _here(work: Any, watch: _Watch, stop: Callable[[Any], bool]) -> dict[int, An
 
 def _beside(work: Any, watch: _Watch, stop: Callable[[Any], bool], workers: int) -> dict[int, Any]:
     outcomes: dict[int, Any] = {}
-    context = mp.get_context("spawn")  # torch's threads do not survive a fork
+    context = process_context()
     with context.Manager() as manager:
         devices = manager.Queue()
         for device in _devices(workers):
