@@ -27,7 +27,7 @@ from hf_sage.benchmark.store import Store
 from hf_sage.models import tiny_clip
 
 ROOT = Path(__file__).parent.parent
-QUICK = ["--methods", "erm", "sage", "--seeds", "1", "--steps", "4", "--evaluate-every", "2", "--workers", "1"]
+QUICK = ["--methods", "erm", "sage", "--seeds", "1", "--steps", "3", "--evaluate-every", "3", "--workers", "1"]
 
 
 def test_style_digits_from_flags_to_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,7 +69,7 @@ def available_cores() -> int:
 
 
 def process_context() -> Any:
-    """How workers start: torch's threads do not survive a fork, but one from a server that has only imported is quick."""
+    """How workers start: by a fork not of this process, which has threads, but of a server that has only imported."""
     if "forkserver" not in mp.get_all_start_methods():
         return mp.get_context("spawn")
     context = mp.get_context("forkserver")
