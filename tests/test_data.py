@@ -24,6 +24,7 @@ from hf_sage.data import (
     preprocess,
     undecoded,
 )
+from hf_sage.data.deal import deal
 from hf_sage.models import tiny_clip
 
 
@@ -159,6 +160,25 @@ def test_bad_splits_say_what_is_there(style_digits: datasets.DatasetDict) -> Non
         hold_out(datasets.Dataset.from_dict({"domain": ["a", "b"], "label": [0, 1]}), "a")
     with pytest.raises(ValueError, match="between 0 and 1"):
         hold_out(style_digits, "plain", validation_fraction=1.0)
+
+
+def test_every_beginning_of_a_deal_holds_each_class_in_proportion() -> None:
+    labels = np.random.default_rng(0).choice(5, 300, p=[0.5, 0.3, 0.1, 0.06, 0.04])
+    order = deal(labels, np.random.default_rng(1))
+    assert sorted(order.tolist()) == list(range(300))
+    counts = np.cumsum(labels[order][:, None] == np.arange(5), axis=0)
+    ideal = np.arange(1, 301)[:, None] * np.bincount(labels) / 300
+    # Each class begins at a random place within its first step, so it may be one row off, and the beginning too.
+    assert np.abs(counts - ideal).max() <= 2
+
+
+def test_scans_of_the_splits_stay_what_they_are(style_digits: datasets.DatasetDict) -> None:
+    """Golden numbers: results on these sets compare only while the splits do not move."""
+    assert {split: rows["scan"][:6] for split, rows in style_digits.items()} == {
+        "train": [0, 2, 3, 4, 5, 6],
+        "validation": [22, 29, 36, 42, 50, 70],
+        "test": [1, 13, 14, 20, 21, 28],
+    }
 
 
 # ---- Folders ----

@@ -1,8 +1,9 @@
 """Domain-labelled images: the embedded benchmark, folders, the Hub; decoding and leave-one-domain-out splits."""
 
 from hf_sage.data.camelyon import CAMELYON17
+from hf_sage.data.declared import DomainBedDataset, HubCopy, OnMismatch
 from hf_sage.data.digits import EMBEDDED, load_embedded
-from hf_sage.data.domainbed import DATASETS, DomainBedDataset, HubCopy, OnMismatch
+from hf_sage.data.domainbed import DATASETS
 from hf_sage.data.folder import load_image_folder
 from hf_sage.data.images import ImageCollator, UnreadableImageError, decode_image, undecoded
 from hf_sage.data.load import OnBadImage, load_domains

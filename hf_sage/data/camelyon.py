@@ -7,9 +7,8 @@ from pathlib import Path
 
 import datasets
 
-from hf_sage.data.domainbed import DomainBedDataset, HubCopy, OnMismatch
-from hf_sage.data.hub import COLUMNS, Rows, read_splits, relabel
-from hf_sage.data.images import undecoded
+from hf_sage.data.declared import DomainBedDataset, HubCopy, OnMismatch
+from hf_sage.data.hub import Rows, read_splits, relabel
 from hf_sage.data.splits import domain_counts
 
 _COUNTS = (59_436, 34_904, 85_054, 129_838, 146_722)
@@ -63,7 +62,7 @@ def load_camelyon(
         data = read_splits(copy.repo_id, copy, revision, streaming)
         # Its ids are WILDS' own numbers, of hospitals and of classes; its names are of splits ("train-center1").
         data = relabel(data, "center", {i: i for i in range(len(domains))}, domains).rename_column("center", "domain")
-        data = undecoded(relabel(data, "label", {i: i for i in range(len(classes))}, classes).select_columns(COLUMNS))
+        data = relabel(data, "label", {i: i for i in range(len(classes))}, classes)
         where = copy.repo_id
     else:
         folder = _folder(Path(root))
@@ -85,7 +84,7 @@ def _folder(root: Path) -> Path:
 
 
 def _read(folder: Path) -> datasets.Dataset:
-    columns: dict[str, list[object]] = {name: [] for name in COLUMNS}
+    columns: dict[str, list[object]] = {"image": [], "label": [], "domain": []}
     with (folder / "metadata.csv").open(newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)
         needed = ("patient", "node", "x_coord", "y_coord", "tumor", "center")

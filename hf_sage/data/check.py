@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import datasets
 
-from hf_sage.data.folder import FolderScan
-from hf_sage.data.images import readable_rows
 from hf_sage.data.names import look_alikes
+from hf_sage.data.scan import FolderScan
+from hf_sage.data.unreadable import readable_rows
 
 
 @dataclass

@@ -14,10 +14,11 @@ from hf_sage.data.check import add_folder_findings, check_images
 from hf_sage.data.contact_sheet import contact_sheet
 from hf_sage.data.digits import EMBEDDED_DOMAINS, SCANS
 from hf_sage.data.domainbed import DATASETS
-from hf_sage.data.folder import as_dataset, scan_folder
+from hf_sage.data.folder import as_dataset
 from hf_sage.data.images import undecoded
 from hf_sage.data.load import DECLARED, holds_tables, load_domains
 from hf_sage.data.mnist import MNIST_CLASSES, MNIST_DOMAINS
+from hf_sage.data.scan import scan_folder
 from hf_sage.data.splits import row_domains
 
 

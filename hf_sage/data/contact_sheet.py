@@ -48,8 +48,8 @@ def contact_sheet(data: datasets.Dataset, domains: Sequence[str], labels: Sequen
     for r, domain in enumerate(rows):
         _write(pen, (GAP, top + r * height + (THUMBNAIL - TEXT) // 2), domain, fonts)
         for c, label in enumerate(columns):
-            place = (left + c * cell, top + r * height)
-            sheet.paste(_thumbnail(data, first.get((domain, label))), place)
+            corner = (left + c * cell, top + r * height)
+            sheet.paste(_thumbnail(data, first.get((domain, label))), corner)
     return sheet
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import datasets
 
-from hf_sage.data.domainbed import DomainBedDataset, HubCopy, OnMismatch
+from hf_sage.data.declared import DomainBedDataset, HubCopy, OnMismatch
 from hf_sage.data.images import undecoded
 from hf_sage.data.names import by_loose_name
 from hf_sage.data.splits import domain_counts
@@ -16,7 +16,6 @@ from hf_sage.data.splits import domain_counts
 logger = logging.getLogger(__name__)
 
 Rows: TypeAlias = datasets.Dataset | datasets.IterableDataset
-COLUMNS = ["image", "label", "domain"]
 
 
 def load_hub_copy(
@@ -68,11 +67,11 @@ def load_hub_copy(
         counts = domain_counts(data)
         domains = list(counts)
     declared.require(declared.differences(domains, labels, counts), path or copy.repo_id, on_mismatch)
-    return undecoded(data.select_columns(COLUMNS))
+    return data
 
 
 def read_splits(where: str, copy: HubCopy, revision: str | None, streaming: bool) -> Rows:
-    """The splits of a copy, one after the other, its images undecoded."""
+    """The splits of a copy, one after the other: its image (undecoded), label and domain columns."""
     revision = revision or copy.revision
     if where == copy.repo_id and revision is None:
         logger.warning(
@@ -81,11 +80,13 @@ def read_splits(where: str, copy: HubCopy, revision: str | None, streaming: bool
             where,
         )
     pinned = {"revision": revision} if where == copy.repo_id else {}
-    parts = [undecoded(datasets.load_dataset(where, split=s, streaming=streaming, **pinned)) for s in copy.splits]
-    for column in ("label", copy.domain_column):
+    parts = [datasets.load_dataset(where, split=split, streaming=streaming, **pinned) for split in copy.splits]
+    columns = ["image", "label", copy.domain_column]
+    for column in columns:
         if column not in parts[0].features:
             has = ", ".join(map(repr, parts[0].features))
             raise ValueError(f"{where} has no column {column!r}; it has {has}.")
+    parts = [undecoded(part.select_columns(columns)) for part in parts]
     return datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0]
 
 

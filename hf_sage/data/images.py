@@ -43,29 +43,9 @@ def decode_image(value: Stored) -> Image.Image:
         return _as_rgb(value if isinstance(value, Image.Image) else Image.open(_file(value)))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UnreadableImageError(
-            f"Cannot read the image {_name(value)}: {error}. Remove or replace the file, or leave unreadable images "
-            "out by on_bad_image='skip' (--on-bad-image skip)."
+            f"Cannot read the image {image_name(value)}: {error}. Remove or replace the file, or leave unreadable "
+            "images out by on_bad_image='skip' (--on-bad-image skip)."
         ) from error
-
-
-def readable_rows(dataset: datasets.Dataset, image_column: str = "image") -> tuple[list[int], list[str]]:
-    """Decodes every image once.
-
-    Args:
-        dataset: A dataset as `undecoded` gives it.
-        image_column: Its images.
-
-    Returns:
-        The rows whose images can be read, and the files of those that cannot.
-    """
-    good, bad = [], []
-    for i, value in enumerate(dataset.with_format(None)[image_column]):
-        try:
-            decode_image(value)
-            good.append(i)
-        except UnreadableImageError:
-            bad.append(_name(value))
-    return good, bad
 
 
 def as_png(image: Image.Image) -> bytes:
@@ -84,8 +64,8 @@ class ImageCollator:
         label_column: The column of the labels, if the rows have any.
         augment: What images go through before the processor, to the size that the model reads, e.g. a field of
             `hf_sage.data.transforms.Transforms`; ``None``: the processor alone, with its own resizing and cropping.
-        draws: Where ``augment`` gets its chance from; give it to the trainer too, ``callbacks=[collator.draws]``, so
-            that a restart draws the same.
+        draws: Where ``augment`` gets its chance from; `hf_sage.data.callback.DrawsCallback` makes a restart draw the
+            same.
     """
 
     def __init__(
@@ -137,7 +117,8 @@ def _file(value: Mapping[str, Any] | str) -> Any:
     return io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value["path"]
 
 
-def _name(value: Stored) -> str:
+def image_name(value: Stored) -> str:
+    """The file an image comes from, for a message."""
     if isinstance(value, str):
         return value
     if isinstance(value, Mapping):

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import datasets
 
 from hf_sage.data.camelyon import CAMELYON17, load_camelyon
+from hf_sage.data.declared import DomainBedDataset, OnMismatch
 from hf_sage.data.digits import EMBEDDED, load_embedded
-from hf_sage.data.domainbed import DATASETS, DomainBedDataset, OnMismatch
-from hf_sage.data.folder import as_dataset, load_image_folder, report, scan_folder
+from hf_sage.data.domainbed import DATASETS
+from hf_sage.data.folder import as_dataset, load_image_folder, report
 from hf_sage.data.hub import Rows, load_hub_copy
-from hf_sage.data.images import UnreadableImageError, decode_image, readable_rows, undecoded
+from hf_sage.data.images import undecoded
 from hf_sage.data.mnist import MNIST_DOMAINS, load_mnist_domains
+from hf_sage.data.scan import scan_folder
 from hf_sage.data.splits import Data
-
-logger = logging.getLogger(__name__)
+from hf_sage.data.unreadable import without_unreadable
 
 OnBadImage = Literal["error", "skip"]
 Loaded: TypeAlias = Data | datasets.IterableDataset
@@ -48,7 +48,8 @@ def load_domains(
             RotatedMNIST or ColoredMNIST; a folder laid out ``domain/class/file``; or the name of a dataset on the Hub
             (or a folder that `datasets.load_dataset` reads). A folder named like one of the sets is meant by
             ``./PACS``.
-        root: DomainBed's data directory: a set of DomainBed is read from its folder there instead of from the Hub.
+        root: DomainBed's data directory: a set of DomainBed is read from its folder there instead of from the Hub. For
+            other names it has no meaning.
         seed: Seed of the embedded sets and of those made from MNIST.
         split: Split of a dataset on the Hub; sets of DomainBed are always read whole.
         revision: Revision of a dataset on the Hub; pin one for results that can be made again. For sets of DomainBed
@@ -86,7 +87,7 @@ def load_domains(
         if not isinstance(data.features[label_column], datasets.ClassLabel):
             data = data.class_encode_column(label_column)
         data = undecoded(data, image_column)
-    return _without_unreadable(data, image_column) if on_bad_image == "skip" else data
+    return without_unreadable(data, image_column) if on_bad_image == "skip" else data
 
 
 def _declared(
@@ -135,22 +136,3 @@ def _curing(name: str) -> Iterator[None]:
             f"here, and not to be had from the Hub ({error}). Sets of DomainBed ({', '.join(DECLARED)}) are read from "
             "DomainBed's data directory by root (--root)."
         ) from error
-
-
-def _without_unreadable(data: Rows, image_column: str) -> Rows:
-    if isinstance(data, datasets.IterableDataset):
-        return data.filter(_is_readable, input_columns=[image_column])
-    good, bad = readable_rows(data, image_column)
-    if not bad:
-        return data
-    logger.warning("Left out %d unreadable image(s) of %d: %s", len(bad), len(data), ", ".join(bad[:5]))
-    return data.select(good)
-
-
-def _is_readable(image: dict[str, Any]) -> bool:
-    try:
-        decode_image(image)
-    except UnreadableImageError as error:
-        logger.warning("Left out: %s", error)
-        return False
-    return True

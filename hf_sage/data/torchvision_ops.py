@@ -1,12 +1,14 @@
 """The augmentation by torchvision's v2 operations; to be imported only where torchvision works."""
 
+# mypy: disable-error-code="import-not-found, import-untyped"
+
 from __future__ import annotations
 
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as v2
 
-from hf_sage.data.transforms import Draw
+from hf_sage.data.augmentation import Draw
 
 _MODES = {
     Image.Resampling.NEAREST: InterpolationMode.NEAREST,
@@ -25,7 +27,7 @@ _ADJUST = {
 
 
 def apply_by_torchvision(image: Image.Image, drawn: Draw, size: tuple[int, int], resample: int) -> Image.Image:
-    """As `hf_sage.data.transforms.apply_by_pillow`, and with the same result to the bit: images stay Pillow's.
+    """As `hf_sage.data.augmentation.apply_by_pillow`, and with the same result to the bit: images stay Pillow's.
 
     On tensors torchvision would compute otherwise, by up to 12 of 256 levels, and not faster on a CPU.
     """
