@@ -70,6 +70,19 @@ def test_micro_batches_make_the_batch(checkpoint, method):
     assert not torch.equal(whole.model.classifier.weight, start.classifier.weight)
 
 
+def test_unequal_micro_batches_make_the_batch(checkpoint):
+    """10 rows as 4 + 4 + 2 under stock Trainer: the mean of three means would be another loss."""
+    models = []
+    for size, n in ((10, 1), (4, 3)):
+        model, processor = image_classifier(checkpoint, LABELS, head="zero_shot")
+        options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": n, "max_steps": 1}
+        options |= {"data_collator": ImageCollator(processor), "remove_unused_columns": False}
+        options |= {"train_sampling_strategy": "sequential"}
+        models.append(train(model.double(), rows(10), trainer=Trainer, **options).model)
+    start = image_classifier(checkpoint, LABELS, head="zero_shot")[0].double()
+    assert max(relative_differences(*models, start=start)) <= ROUND_OFF
+
+
 def test_a_frozen_head_stays(checkpoint):
     """Neither the perturbation nor the noise nor the step touches the texts."""
     model, processor = image_classifier(checkpoint, LABELS, head="zero_shot")

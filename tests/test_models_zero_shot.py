@@ -14,7 +14,6 @@ import torch
 from assertions import assert_same_bits
 from checkpoints import pictures, save_clip, save_siglip, save_text_model, save_vit
 from transformers import (
-    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     AutoProcessor,
@@ -24,6 +23,7 @@ from transformers import (
     SiglipModel,
     pipeline,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_sage.models import (
     ZeroShotImageClassifier,
@@ -290,7 +290,7 @@ def test_back_the_trained_head_is_left_out(checkpoint):
     whole, _ = with_text_tower(model, checkpoint)
     with torch.no_grad():
         found = whole(**as_text_and_images(checkpoint)).logits_per_image
-    assert (found - logits(model, processor)).abs().max() > 1e-2
+    assert (found - logits(model, processor)).abs().max() > 1e-3
     afresh = zero_shot_classifier(checkpoint, LABELS)
     afresh.load_state_dict(model.state_dict() | {"classifier.weight": afresh.classifier.weight})
     torch.testing.assert_close(found, logits(afresh, processor), atol=1e-5, rtol=0)
