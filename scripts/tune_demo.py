@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from hf_sage.benchmark.demo import demo_jobs
-from hf_sage.benchmark.runs import Job
-from hf_sage.benchmark.workers import available_cores, run_all
+from hf_sage.benchmark.demo import demo_jobs, run_demo_jobs
+from hf_sage.benchmark.jobs import Job
+from hf_sage.benchmark.workers import available_cores
 
 SEED = 1000
 RANGES = {
@@ -40,14 +40,12 @@ def draw(method: str, trial: int) -> dict[str, float]:
     return values
 
 
-def tuning_jobs(trials: int) -> list[tuple[int, Job]]:
+def tuning_jobs(trials: int) -> list[Job]:
     """Every trial of every method on every held-out domain."""
     jobs = []
     for trial in range(trials):
         for job in demo_jobs(seeds=1):
-            values = draw(job.method, trial)
-            rate = values.pop("learning_rate")
-            jobs.append((trial, replace(job, seed=SEED, learning_rate=rate, hyperparameters=values)))
+            jobs.append(replace(job, seed=SEED, trial=trial, hyperparameters=draw(job.method, trial)))
     return jobs
 
 
@@ -58,10 +56,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("tuning.csv"), help="table of all trials [tuning.csv]")
     options = parser.parse_args()
     planned = tuning_jobs(options.trials)
-    records = run_all([job for _, job in planned], workers=available_cores(), console=Console())
+    records = run_demo_jobs(planned, workers=available_cores(), console=Console())
     scores: dict[tuple[str, int], list[float]] = {}
-    for (trial, job), record in zip(planned, records, strict=True):
-        scores.setdefault((job.method, trial), []).append(record.source_accuracy)
+    for job, record in zip(planned, records, strict=True):
+        scores.setdefault((job.method, job.trial), []).append(record.source_accuracy)
     rows: list[dict[str, Any]] = [
         {"method": method, "trial": trial, "source_accuracy": round(float(np.mean(found)), 4)} | draw(method, trial)
         for (method, trial), found in scores.items()

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_sage.benchmark import Record, aggregate, paired_differences, plot_comparison, read_records, write_atomic
-from hf_sage.benchmark.tables import verdict
+from hf_sage.benchmark import Record, aggregate, paired_differences, plot_comparison, verdict, write_atomic
 
 ACCURACY = {
     "erm": {"photo": (0.5, 0.7), "sketch": (0.2, 0.3)},
@@ -93,15 +92,6 @@ def test_runs_that_may_not_be_averaged_are_refused() -> None:
         aggregate([*RECORDS, RECORDS[0]])
     with pytest.raises(ValueError, match="no finished runs"):
         aggregate([])
-
-
-def test_records_survive_their_files(tmp_path: Path) -> None:
-    for i, r in enumerate(RECORDS):
-        write_atomic(tmp_path / f"{i:02}.json", r.to_json())
-    assert read_records(tmp_path) == RECORDS
-    (tmp_path / "00.json").write_text("{")
-    with pytest.raises(ValueError, match=r"00\.json"):
-        read_records(tmp_path)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,12 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from hf_sage.benchmark.differences import verdict
+from hf_sage.benchmark.jobs import Job
 from hf_sage.benchmark.plots import plot_comparison
 from hf_sage.benchmark.records import Record, make_folder, write_atomic
-from hf_sage.benchmark.runs import Job
-from hf_sage.benchmark.tables import aggregate, verdict
+from hf_sage.benchmark.runs import Progress, run
+from hf_sage.benchmark.tables import aggregate
 from hf_sage.benchmark.workers import available_cores, run_all
 from hf_sage.data import domain_names, load_embedded
 
@@ -53,17 +57,23 @@ def demo_jobs(
         Job(
             dataset=given["dataset"],
             method=method,
-            held_out=domain,
+            held_out=(domain,),
             seed=seed,
             steps=steps or given["steps"],
             rows_per_domain=given["rows_per_domain"],
-            learning_rate=given["methods"][method]["learning_rate"],
-            hyperparameters={k: v for k, v in given["methods"][method].items() if k != "learning_rate"},
+            evaluate_every=steps or given["steps"],
+            hyperparameters=given["methods"][method],
+            training=training(steps or given["steps"]),
         )
         for seed in range(seeds or given["seeds"])
         for domain in held_out
         for method in methods
     ]
+
+
+def training(steps: int) -> dict[str, Any]:
+    """How the tiny model is trained: AdamW, the rate warmed up over the first tenth and annealed along a cosine."""
+    return {"lr_scheduler_type": "cosine", "warmup_steps": steps // 10, "use_cpu": True}
 
 
 def demo(
@@ -90,9 +100,7 @@ def demo(
         f"{len(jobs)} runs of {jobs[0].steps} steps on {jobs[0].dataset} in {workers} process(es): "
         "each method trains on all domains but one and is tested on that one."
     )
-    records = run_all(
-        jobs, workers=workers, console=console, save_to=lambda job: folder / "model" if job is shown else None
-    )
+    records = run_demo_jobs(jobs, workers=workers, console=console, save_to={jobs.index(shown): folder / "model"})
     table = aggregate(records)
     summary = verdict(records, method=jobs[-1].method)
     note = "Accuracy in % on the held-out domain, mean ± standard error over seeds. Made by `hf-sage demo`."
@@ -105,9 +113,34 @@ def demo(
     console.print(summary)
     console.print(
         f"Written to {folder}/: table.md, results.json, results.csv, comparison.png, and model/ "
-        f"({shown.method}, {shown.held_out} held out; load it with AutoModelForImageClassification.from_pretrained)."
+        f"({shown.method}, {shown.held_out[0]} held out; load it with AutoModelForImageClassification.from_pretrained)."
     )
     return records
+
+
+def run_demo_jobs(
+    jobs: Sequence[Job], *, workers: int, console: Console, save_to: Mapping[int, Path] | None = None
+) -> list[Record]:
+    """Runs jobs, each judged at its last evaluation.
+
+    Args:
+        jobs: What to run.
+        workers: Number of processes.
+        console: Where the progress bar goes.
+        save_to: Where to save the model of the jobs of these numbers.
+
+    Returns:
+        The records, in the order of the jobs.
+    """
+    work = partial(_work, jobs, save_to or {})
+    found = run_all(jobs, work, workers=workers, console=console, tell=lambda record: f"{record.seconds:.0f} s")
+    return [found[i] for i in range(len(jobs))]
+
+
+def _work(jobs: Sequence[Job], save_to: Mapping[int, Path], i: int, progress: Progress) -> Record:
+    with tempfile.TemporaryDirectory() as scratch:
+        result = run(jobs[i], Path(scratch), save_to=save_to.get(i), progress=progress)
+    return result.record(result.evaluations[-1])
 
 
 def _subset(what: str, given: Sequence[str] | None, known: list[str]) -> list[str]:

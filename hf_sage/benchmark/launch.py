@@ -15,9 +15,6 @@ from accelerate.commands.launch import launch_command_parser
 def relaunch(argv: Sequence[str], launch_flags: Sequence[str], *, on_cpu: bool = False) -> NoReturn:
     """Replaces this process by ``accelerate launch <launch_flags> -m hf_sage.cli train <the rest>``.
 
-    Without a GPU, ``accelerate launch --cpu --num_processes 2`` starts one process and says nothing. The form that
-    starts two, with the gloo backend, is ``--multi_gpu`` under ``ACCELERATE_USE_CPU``; so that is what is launched.
-
     Args:
         argv: All arguments of ``hf-sage train``.
         launch_flags: Those among them that are accelerate's.
@@ -25,6 +22,24 @@ def relaunch(argv: Sequence[str], launch_flags: Sequence[str], *, on_cpu: bool =
 
     Raises:
         ValueError: If a flag is not accelerate's either.
+    """
+    command, environment = launch_command(launch_flags, on_cpu=on_cpu)
+    own = _without(argv, launch_flags)
+    os.execve(sys.executable, [*command, "-m", "hf_sage.cli", "train", *own], environment)
+
+
+def launch_command(launch_flags: Sequence[str], *, on_cpu: bool = False) -> tuple[list[str], dict[str, str]]:
+    """The beginning of an ``accelerate launch`` command, up to its script, and the environment to run it in.
+
+    Without a GPU, ``accelerate launch --cpu --num_processes 2`` starts one process and says nothing. The form that
+    starts two, with the gloo backend, is ``--multi_gpu`` under ``ACCELERATE_USE_CPU``; so that is what is launched.
+
+    Args:
+        launch_flags: Flags of ``accelerate launch``.
+        on_cpu: Whether the training itself was told to stay on the CPU.
+
+    Raises:
+        ValueError: If a flag is not accelerate's.
     """
     flags = list(launch_flags)
     parsed, unknown = launch_command_parser().parse_known_args([*flags, "script"])
@@ -39,11 +54,9 @@ def relaunch(argv: Sequence[str], launch_flags: Sequence[str], *, on_cpu: bool =
         if (parsed.num_processes or 1) > 1 and not parsed.multi_gpu:
             flags.append("--multi_gpu")
     for option, value in (("--num_machines", "1"), ("--mixed_precision", "no"), ("--dynamo_backend", "no")):
-        if not any(flag.split("=")[0] == option for flag in flags):
+        if parsed.config_file is None and not any(flag.split("=")[0] == option for flag in flags):
             flags += [option, value]  # else accelerate warns that it chose them
-    own = _without(argv, launch_flags)
-    command = [sys.executable, "-m", "accelerate.commands.launch", *flags, "-m", "hf_sage.cli", "train", *own]
-    os.execve(sys.executable, command, environment)
+    return [sys.executable, "-m", "accelerate.commands.launch", *flags], environment
 
 
 def check_processes() -> None:

@@ -1,12 +1,11 @@
-"""One finished run of a benchmark, and its file: written whole or not at all."""
+"""One run of a benchmark as tables see it; and files written whole or not at all."""
 
 from __future__ import annotations
 
-import json
 import os
 import uuid
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ class Record:
         seed: Seed of the split, the initial weights and the batches.
         accuracy: Accuracy on the test rows of the held-out domain, in [0, 1].
         source_accuracy: Accuracy on the validation rows of the source domains, averaged over these domains, in [0, 1].
-        steps: Number of updates of the weights.
+        steps: Number of updates of the weights, at the checkpoint that counts.
         seconds: Wall-clock time of the training.
         hyperparameters: What the run was trained with (learning rate, rho, gamma, ...).
         history: Entries of the trainer's log, each with its `step` and e.g. `loss`, `agreement`, `noise_scale`.
@@ -36,22 +35,8 @@ class Record:
     source_accuracy: float
     steps: int
     seconds: float
-    hyperparameters: dict[str, float] = field(default_factory=dict)
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
-
-    def to_json(self) -> str:
-        """The run as a JSON object, floats to the last bit (`NaN` where a loss has diverged)."""
-        return json.dumps(asdict(self), indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Record:
-        """The run that `to_json` has written; ValueError on anything but a JSON object with exactly its fields."""
-        values: Any = json.loads(text)
-        names = [item.name for item in fields(cls)]
-        if not isinstance(values, dict) or set(values) != set(names):
-            given = sorted(values) if isinstance(values, dict) else type(values).__name__
-            raise ValueError(f"not a record of a run: expected an object with the fields {names}, got {given}.")
-        return cls(**values)
 
 
 def write_atomic(path: str | Path, text: str) -> None:
@@ -85,30 +70,11 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".write-test"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # others may try at the same moment
     except OSError as error:
         raise OSError(
             f"Cannot write to {folder} ({error.strerror}). Name a folder you may write to by --output-dir."
         ) from error
-
-
-def read_records(folder: str | Path) -> list[Record]:
-    """The runs of all `*.json` files of a folder, in the order of the files' names.
-
-    Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If a file holds no record; the message names it.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder of finished runs: give the output folder of a benchmark.")
-    records = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            records.append(Record.from_json(path.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error} Remove the file, and the run is done again.") from error
-    return records
 
 
 def by_run(records: Iterable[Record]) -> dict[tuple[str, str, int], Record]:
@@ -128,7 +94,7 @@ def by_run(records: Iterable[Record]) -> dict[tuple[str, str, int], Record]:
         if key in runs:
             raise ValueError(
                 f"two runs of method {record.method!r} with {record.held_out!r} held out and seed {record.seed}: "
-                "select one set of hyper-parameters first, e.g. the one with the highest source_accuracy."
+                "select one trial first, see `hf_sage.benchmark.selection`."
             )
         runs[key] = record
     return runs

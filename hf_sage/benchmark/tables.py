@@ -1,4 +1,4 @@
-"""Tables of finished runs, and what they do and do not show about one method.
+"""Tables of finished runs.
 
 Means and standard errors are DomainBed's (Gulrajani & Lopez-Paz 2021, "In Search of Lost Domain Generalization"):
 population standard deviation over seeds / √n; the average is taken over held-out domains within each seed first.
@@ -11,8 +11,8 @@ import io
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from statistics import fmean, pstdev, stdev
+from dataclasses import dataclass
+from statistics import fmean, pstdev
 
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -57,7 +57,7 @@ class Table:
         One seed has no spread, hence no `±`. A cell with fewer seeds than the benchmark says how many: `(n=2)`.
         """
         lines = ["| method | " + " | ".join(self.columns) + " |", "|:---|" + "---:|" * len(self.columns)]
-        for method, texts in self._texts().items():
+        for method, texts in self.texts().items():
             cells = (f"**{text}**" if best else text for text, best in texts)
             lines.append(f"| {method.upper()} | " + " | ".join(cells) + " |")
         return "\n".join(lines) + "\n"
@@ -67,7 +67,7 @@ class Table:
         table = RichTable("method")
         for name in self.columns:
             table.add_column(Text(name), justify="right")
-        for method, texts in self._texts().items():
+        for method, texts in self.texts().items():
             table.add_row(Text(method.upper()), *(Text(text, style="bold" if best else "") for text, best in texts))
         return table
 
@@ -92,7 +92,7 @@ class Table:
         }
         return json.dumps(rows, indent=2) + "\n"
 
-    def _texts(self) -> dict[str, list[tuple[str, bool]]]:
+    def texts(self) -> dict[str, list[tuple[str, bool]]]:
         """The text of each cell, and whether it is the best of its column as far as the one decimal shown tells."""
         shown = {m: [cell and round(100 * cell.mean, 1) for cell in cells] for m, cells in self.rows.items()}
         best = [max((v for v in column if v is not None), default=None) for column in zip(*shown.values(), strict=True)]
@@ -131,79 +131,3 @@ def aggregate(records: Iterable[Record]) -> Table:
 
     methods = dict.fromkeys(method for method, _, _ in runs)
     return Table((*domains, "average"), {method: row(method) for method in methods}, len(seeds))
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Accuracy of a method minus a baseline's, over the pairs of runs with one held-out domain and one seed in common.
-
-    Attributes:
-        method: The method compared with the baseline.
-        mean: Mean difference, in [-1, 1]; NaN without a pair.
-        stderr: Its standard error, sample standard deviation / √n; NaN (undefined) with fewer than two pairs.
-        pairs: Number of pairs, n.
-    """
-
-    method: str
-    mean: float
-    stderr: float
-    pairs: int
-
-    def __str__(self) -> str:
-        spread = f" ± {100 * self.stderr:.1f}" if self.pairs > 1 else ""
-        return f"{100 * self.mean:+.1f}{spread} points ({self.pairs} pair{'s' * (self.pairs != 1)})"
-
-
-def paired_differences(records: Iterable[Record], baseline: str) -> list[Difference]:
-    """Difference of every other method to `baseline`, in order of first appearance, paired over (held_out, seed).
-
-    Raises:
-        ValueError: If the baseline has no run, or as in `by_run`.
-    """
-    runs = by_run(records)
-    methods = list(dict.fromkeys(method for method, _, _ in runs))
-    if baseline not in methods:
-        raise ValueError(f"no finished run of {baseline!r} to compare with: there are runs of {methods}.")
-
-    def difference(method: str) -> Difference:
-        shared = [key[1:] for key in runs if key[0] == method and (baseline, *key[1:]) in runs]
-        pairs = [runs[method, *key].accuracy - runs[baseline, *key].accuracy for key in shared]
-        mean = fmean(pairs) if pairs else math.nan
-        stderr = stdev(pairs) / math.sqrt(len(pairs)) if len(pairs) > 1 else math.nan
-        return Difference(method, mean, stderr, len(pairs))
-
-    return [difference(method) for method in methods if method != baseline]
-
-
-def verdict(records: Iterable[Record], method: str = "sage") -> str:
-    """Whether a method is above every other on average, and by more than two standard errors, in plain sentences.
-
-    Raises:
-        ValueError: If the method has no run, or as in `by_run`.
-    """
-    records = list(records)
-    leads = [replace(other, mean=-other.mean) for other in paired_differences(records, method) if other.pairs]
-    behind = [lead for lead in leads if lead.mean <= 0]
-    told = behind or leads
-    names = " and ".join(lead.method.upper() for lead in told)
-    points = str(told[0]) if len(told) == 1 else ", ".join(f"{lead.method.upper()} {lead}" for lead in told)
-    within = [lead for lead in told if lead.pairs > 1 and abs(lead.mean) <= 2 * lead.stderr]
-
-    if behind:
-        sentences = [f"{method.upper()} does not beat {names} here: {points}."]
-    elif leads:
-        sentences = [f"{method.upper()} is ahead of {names} here on average: {points}."]
-    else:
-        sentences = [f"{method.upper()} has no run of another method to be compared with."]
-    if any(lead.pairs == 1 for lead in told):
-        sentences.append("With one pair the standard error is undefined.")
-    elif within:
-        within_names = " and ".join(lead.method.upper() for lead in within)
-        sentences.append(f"The difference to {within_names} does not exceed two standard errors.")
-    elif told:
-        sentences.append("The difference exceeds two standard errors.")
-    table = aggregate(records)
-    grid = len(table.rows) * (len(table.columns) - 1) * table.seeds
-    if len(records) < grid:
-        sentences.append(f"{grid - len(records)} of {grid} runs have not finished.")
-    return " ".join(sentences)

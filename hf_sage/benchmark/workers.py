@@ -4,44 +4,49 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import os
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
+from contextlib import contextmanager
 from queue import Empty
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from hf_sage.benchmark.records import Record
-from hf_sage.benchmark.runs import Job, run
+from hf_sage.benchmark.jobs import Job
+from hf_sage.methods import METHODS
 
-PASSES = {"erm": 1, "sam": 2, "sage": 3}
-"""Rough cost of an update, for the bar's estimate alone."""
+Outcome = TypeVar("Outcome")
 
 
 def run_all(
     jobs: Sequence[Job],
+    work: Callable[[int, Callable[[int], None]], Outcome],
     *,
     workers: int,
     console: Console,
-    save_to: Callable[[Job], Path | None] | None = None,
-) -> list[Record]:
-    """Runs all jobs and returns their records in the order of the jobs.
+    tell: Callable[[Outcome], str],
+    stop: Callable[[Outcome], bool] = lambda _: False,
+) -> dict[int, Outcome]:
+    """Does the work of all jobs and returns what came of each, by its number; nothing of jobs that were stopped.
+
+    On a CPU every job runs on one thread, so that its numbers do not depend on how many run beside it. Of several GPUs
+    each worker sees one.
 
     Args:
-        jobs: What to run.
-        workers: Number of processes.
+        jobs: What is run.
+        work: Does the job of a number, calling its second argument with the number of updates done. With several
+            workers it is sent to other processes: it must be a function of a module, or a `functools.partial` of one.
+        workers: Number of processes; 1 is this one.
         console: Where the progress bar goes.
-        save_to: Where to save a job's model, if anywhere.
+        tell: What to print of an outcome where a bar cannot be drawn.
+        stop: Whether an outcome makes the jobs that have not begun pointless.
 
     Raises:
         Exception: What a job raised, after the others were cancelled.
     """
-    context = mp.get_context("spawn")  # torch's threads do not survive a fork
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -51,28 +56,11 @@ def run_all(
         TimeRemainingColumn(elapsed_when_finished=False),
         console=console,
     )
-    with (
-        context.Manager() as manager,
-        bar,
-        ProcessPoolExecutor(workers, context, initializer=_quiet_and_on_one_thread) as pool,
-    ):
-        queue = manager.Queue()
-        futures = [pool.submit(_work, i, job, save_to(job) if save_to else None, queue) for i, job in enumerate(jobs)]
-        watch = _Watch(bar, jobs)
-        pending = set(range(len(jobs)))
-        try:
-            while pending:
-                watch.update(queue)
-                for i in sorted(i for i in pending if futures[i].done()):
-                    pending.discard(i)
-                    record = futures[i].result()
-                    if not console.is_terminal:  # where a bar cannot be drawn
-                        console.print(f"{len(jobs) - len(pending)}/{len(jobs)} {jobs[i].name}: {record.seconds:.0f} s")
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with bar:
+        watch = _Watch(bar, jobs, tell)
+        outcomes = _here(work, watch, stop) if workers == 1 else _beside(work, watch, stop, workers)
         watch.finish()
-    return [future.result() for future in futures]
+    return outcomes
 
 
 def available_cores() -> int:
@@ -80,34 +68,123 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def process_context() -> Any:
+    """How workers start: by a fork not of this process, which has threads, but of a server that has only imported."""
+    if "forkserver" not in mp.get_all_start_methods():
+        return mp.get_context("spawn")
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["hf_sage.benchmark.perform"])
+    return context
+
+
+def cost(method: str) -> int:
+    """Rough cost of an update by a method, in passes over the batch: for the bar's estimate alone."""
+    built = METHODS[method]()
+    return 1 + (built.ascent is not None) + built.needs_groups
+
+
+def _here(work: Any, watch: _Watch, stop: Callable[[Any], bool]) -> dict[int, Any]:
+    outcomes: dict[int, Any] = {}
+    with _as_before():
+        _quiet_and_on_one_thread()
+        for i in range(len(watch.jobs)):
+            outcomes[i] = work(i, lambda step, i=i: watch.show(i, step))
+            watch.done(i, outcomes[i])
+            if stop(outcomes[i]):
+                break
+    return outcomes
+
+
+def _beside(work: Any, watch: _Watch, stop: Callable[[Any], bool], workers: int) -> dict[int, Any]:
+    outcomes: dict[int, Any] = {}
+    context = process_context()
+    with context.Manager() as manager:
+        devices = manager.Queue()
+        for device in _devices(workers):
+            devices.put(device)
+        steps = manager.Queue()
+        with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(devices,)) as pool:
+            futures = [pool.submit(_work, work, i, job.steps, steps) for i, job in enumerate(watch.jobs)]
+            pending = set(range(len(futures)))
+            try:
+                while pending:
+                    watch.listen(steps)
+                    for i in sorted(i for i in pending if futures[i].done()):
+                        pending.discard(i)
+                        if futures[i].cancelled():
+                            continue
+                        outcomes[i] = futures[i].result()
+                        watch.done(i, outcomes[i])
+                        if stop(outcomes[i]):
+                            pool.shutdown(wait=False, cancel_futures=True)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    return outcomes
+
+
+def _devices(workers: int) -> list[str | None]:
+    """The GPU of each worker, as CUDA_VISIBLE_DEVICES names it."""
+    count = torch.cuda.device_count()
+    if not count:
+        return [None] * workers
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    gpus = named.split(",") if named else [str(i) for i in range(count)]
+    return [gpus[i % len(gpus)] for i in range(workers)]
+
+
 class _Watch:
-    """Turns messages (job, step) into one bar over all jobs."""
+    """One bar over all jobs."""
 
-    def __init__(self, bar: Progress, jobs: Sequence[Job]) -> None:
+    def __init__(self, bar: Progress, jobs: Sequence[Job], tell: Callable[[Any], str]) -> None:
+        self.jobs = jobs
         self._bar = bar
-        self._jobs = jobs
+        self._tell = tell
         self._steps = [0] * len(jobs)
-        self._task = bar.add_task("starting", total=sum(self._cost(job) * job.steps for job in jobs))
+        self._finished: set[int] = set()
+        self._task = bar.add_task("starting", total=sum(cost(job.method) * job.steps for job in jobs))
 
-    @staticmethod
-    def _cost(job: Job) -> int:
-        return PASSES.get(job.method, 3)
-
-    def update(self, queue: Any) -> None:
+    def listen(self, steps: Any) -> None:
+        """Takes messages (job, step) off a queue until none has come for a while."""
         try:
             while True:
-                i, step = queue.get(timeout=0.2)
+                i, step = steps.get(timeout=0.2)
                 self._steps[i] = step
         except Empty:
             pass
-        running = [job for job, step in zip(self._jobs, self._steps, strict=True) if 0 < step < job.steps]
-        done = sum(step == job.steps for job, step in zip(self._jobs, self._steps, strict=True))
-        names = ", ".join(f"{job.method}/{job.held_out}/{job.seed}" for job in running) or "loading"
-        cost = sum(self._cost(job) * step for job, step in zip(self._jobs, self._steps, strict=True))
-        self._bar.update(self._task, completed=cost, description=f"{done}/{len(self._jobs)} runs · {names:<36}")
+        self._draw()
+
+    def show(self, i: int, step: int) -> None:
+        """The job of a number has done so many updates."""
+        self._steps[i] = step
+        self._draw()
+
+    def done(self, i: int, outcome: Any) -> None:
+        """The job of a number has ended."""
+        self._finished.add(i)
+        self._steps[i] = self.jobs[i].steps
+        if not self._bar.console.is_terminal:  # where a bar cannot be drawn
+            line = f"{len(self._finished)}/{len(self.jobs)} {self.jobs[i].name}: {self._tell(outcome)}"
+            self._bar.console.print(line, markup=False, highlight=False)
+        self._draw()
+
+    def _draw(self) -> None:
+        running = [job for i, job in enumerate(self.jobs) if self._steps[i] > 0 and i not in self._finished]
+        names = ", ".join(f"{job.method}/{'+'.join(job.held_out)}/{job.seed}" for job in running) or "loading"
+        done = sum(cost(job.method) * step for job, step in zip(self.jobs, self._steps, strict=True))
+        description = f"{len(self._finished)}/{len(self.jobs)} runs · {names:<36}"
+        self._bar.update(self._task, completed=done, description=description)
 
     def finish(self) -> None:
-        self._bar.update(self._task, completed=self._bar.tasks[self._task].total, description="all runs done")
+        """No job is left to begin."""
+        self._bar.update(self._task, description=f"{len(self._finished)}/{len(self.jobs)} runs done")
+
+
+def _begin(devices: Any) -> None:
+    device = devices.get()
+    if device is not None:  # before anything asks CUDA
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+    _quiet_and_on_one_thread()
 
 
 def _quiet_and_on_one_thread() -> None:
@@ -116,12 +193,17 @@ def _quiet_and_on_one_thread() -> None:
     transformers.logging.set_verbosity_error()
 
 
-def _work(i: int, job: Job, save_to: Path | None, queue: Any) -> Record:
-    every = max(1, job.steps // 50)
-    with tempfile.TemporaryDirectory() as scratch:
-        return run(
-            job,
-            Path(scratch),
-            save_to=save_to,
-            progress=lambda step: queue.put((i, step)) if step % every == 0 or step == job.steps else None,
-        )
+@contextmanager
+def _as_before() -> Iterator[None]:
+    threads, verbosity = torch.get_num_threads(), transformers.logging.get_verbosity()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        transformers.logging.set_verbosity(verbosity)
+        transformers.logging.enable_progress_bar()
+
+
+def _work(work: Any, i: int, total: int, steps: Any) -> Any:
+    every = max(1, total // 50)
+    return work(i, lambda step: steps.put((i, step)) if step % every == 0 or step == total else None)

@@ -1,0 +1,338 @@
+"""What a benchmark is asked to do: a YAML file or flags, checked name by name."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+
+from hf_sage.benchmark.domainbed import TEST_CONVENTIONS, TestConvention
+from hf_sage.benchmark.jobs import Options
+from hf_sage.benchmark.presets import PRESETS, preset
+from hf_sage.benchmark.runs import SET_BY_THE_BENCHMARK
+from hf_sage.benchmark.search import Ranges, check_range
+from hf_sage.data import TRANSFORMS, OnBadImage, OnMismatch
+from hf_sage.methods import METHODS
+from hf_sage.models import TINY_CLIP, Head
+from hf_sage.models.text_tower import PROMPT
+from hf_sage.trainer import SAGEArguments, SAGEConfig
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class MethodSettings:
+    """A method of a benchmark.
+
+    Attributes:
+        hyperparameters: Its values in trial 0, and in every trial where they are not searched.
+        search: Ranges of its own.
+    """
+
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    search: Ranges = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How one dataset is trained on: what a preset gives and a configuration may change.
+
+    Attributes:
+        model: Name of the model.
+        head: Its head.
+        prompt: The sentence around a class name, for the zero-shot head.
+        steps: Number of updates.
+        evaluate_every: Updates between two evaluations, each with a checkpoint.
+        rows_per_domain: Rows of each source domain in a batch.
+        learning_rate: Of all methods, where they have none of their own.
+        transform: Name of the augmentation.
+        test_convention: Which rows of a held-out domain are tested on.
+        training: Further fields of `SAGEConfig`.
+        hyperparameters: What a preset sets of a method, by its name.
+    """
+
+    model: str = TINY_CLIP
+    head: Head = "linear"
+    prompt: str = PROMPT
+    steps: int = 400
+    evaluate_every: int = 100
+    rows_per_domain: int = 16
+    learning_rate: float = 1e-3
+    transform: str = "none"
+    test_convention: TestConvention = "in_split"
+    training: dict[str, Any] = field(default_factory=lambda: {"lr_scheduler_type": "cosine", "warmup_steps": 0.1})
+    hyperparameters: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A benchmark: datasets × methods × held-out domains × seeds × hyperparameter trials.
+
+    Attributes:
+        datasets: Embedded names, names of DomainBed's, folders, or names on the Hub.
+        methods: Names and what is set of each.
+        held_out: The domains to hold out, one at a time; ``None`` is all.
+        held_out_pairs: Whether to hold out every two domains as well, which leave-one-domain-out validation needs.
+        seeds: The trial seeds.
+        trials: Number of hyperparameter trials of every method; trial 0 is the defaults, the others are drawn.
+        search: Ranges of hyperparameters that every method with such a hyperparameter draws from.
+        search_seed: Seed of the draws.
+        preset: Name of the preset, if any.
+        setup: What was given of `Setup`, over the preset.
+        options: Where the data is, what to do about its flaws, and whether to keep the models.
+    """
+
+    datasets: tuple[str, ...]
+    methods: dict[str, MethodSettings]
+    held_out: tuple[str, ...] | None = None
+    held_out_pairs: bool = False
+    seeds: tuple[int, ...] = (0, 1, 2)
+    trials: int = 1
+    search: Ranges = field(default_factory=dict)
+    search_seed: int = 0
+    preset: str | None = None
+    setup: dict[str, Any] = field(default_factory=dict)
+    options: Options = field(default_factory=Options)
+
+    def setup_of(self, dataset: str) -> Setup:
+        """How a dataset is trained on: as given here, else by the preset, else by default."""
+        if self.preset is None:
+            return Setup(**self.setup)
+        values = preset(self.preset, dataset)
+        chosen = {name: values.pop(name) for name in KEYS if name in values}
+        chosen = {name: value for name, value in chosen.items() if name in SETUP}
+        values.pop("selection", None)  # for reports
+        own = {name: values.pop(name, None) for name in ("rho", "gamma")}
+        sage = {name: value for name, value in own.items() if value is not None}
+        training = values | self.setup.get("training", {})
+        return Setup(**chosen | self.setup | {"training": training, "hyperparameters": {"sage": sage}})
+
+
+OPTIONS = {
+    "data_root": None,
+    "official_lists": None,
+    "on_bad_image": get_args(OnBadImage),
+    "on_mismatch": get_args(OnMismatch),
+}
+SETUP = tuple(item.name for item in fields(Setup) if item.name != "hyperparameters")
+KEYS = (
+    *("datasets", "methods", "held_out", "held_out_pairs", "seeds", "trials", "search", "search_seed", "preset"),
+    *SETUP,
+    *OPTIONS,
+    "save_models",
+)
+"""What a configuration may say."""
+
+
+def read_config(file: str | Path) -> dict[str, Any]:
+    """The entries of a YAML file.
+
+    Raises:
+        ValueError: If it cannot be read or holds something else.
+    """
+    try:
+        entries = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"Cannot read the configuration {file}: {error}") from error
+    if not isinstance(entries, dict):
+        raise ValueError(f"The configuration {file} must hold `name: value` lines, e.g. `datasets: [style_digits]`.")
+    return entries
+
+
+def parse_config(entries: Mapping[str, Any], where: str = "the configuration") -> Config:
+    """Checks entries and gives them their types.
+
+    Args:
+        entries: As `read_config` reads them.
+        where: Where they come from, for messages.
+
+    Raises:
+        ValueError: If an entry is none that there is, or has a value it cannot have; the message says what it can.
+    """
+    _known(entries, KEYS, where)
+    if not entries.get("datasets"):
+        raise ValueError(f"{where}: which data? Set `datasets`, e.g. `datasets: [style_digits]`, or --dataset.")
+    search = _ranges(entries.get("search"), "search")
+    config = Config(
+        datasets=tuple(map(str, _listed(entries["datasets"]))),
+        methods=_methods(entries.get("methods", ALL)),
+        held_out=_held_out(entries.get("held_out", ALL)),
+        held_out_pairs=_flag("held_out_pairs", entries.get("held_out_pairs", False)),
+        seeds=_seeds(entries.get("seeds", 3)),
+        trials=_whole("trials", entries.get("trials", 1)),
+        search=search,
+        search_seed=_whole("search_seed", entries.get("search_seed", 0), least=0),
+        preset=_preset(entries.get("preset")),
+        setup=_setup({name: value for name, value in entries.items() if name in SETUP}, where),
+        options=_options(entries),
+    )
+    _check_search(config)
+    return config
+
+
+def _methods(value: Any) -> dict[str, MethodSettings]:
+    if value == ALL or value == [ALL]:
+        value = list(METHODS)
+    given = value if isinstance(value, Mapping) else dict.fromkeys(_listed(value))
+    if not given:
+        raise ValueError(f"No method is given: use `methods: all`, or some of {_quoted(METHODS)}.")
+    found = {}
+    for name, entries in given.items():
+        if name not in METHODS:
+            raise ValueError(
+                f"Unknown method {name!r}{_near(name, METHODS)}: use some of {_quoted(METHODS)}, or 'all'."
+            )
+        values = dict(entries or {})
+        ranges = _ranges(values.pop("search", None), f"methods: {name}: search")
+        _known([*values, *ranges], _hyperparameters(name), f"methods: {name}")
+        found[name] = MethodSettings({key: _number(own) for key, own in values.items()}, ranges)
+    return found
+
+
+def takes(method: str) -> list[str]:
+    """The hyperparameters of a method that are fields of `SAGEConfig`."""
+    known = {item.name for item in fields(SAGEArguments)}
+    return [name for name in inspect.signature(METHODS[method]).parameters if name in known]
+
+
+def _hyperparameters(method: str) -> list[str]:
+    """What may be set of a method: its own, and how the optimizer goes."""
+    ours = {item.name for item in fields(SAGEArguments)}
+    optimizer = [f.name for f in fields(SAGEConfig) if f.init and f.name not in {*ours, *SET_BY_THE_BENCHMARK}]
+    return ["learning_rate", *takes(method), *optimizer]
+
+
+def _check_search(config: Config) -> None:
+    possible = {name for method in config.methods for name in _hyperparameters(method)}
+    _known(config.search, possible, "search")
+    if config.trials == 1:
+        return
+    for method, settings in config.methods.items():
+        if not settings.search and not set(config.search) & set(_hyperparameters(method)):
+            raise ValueError(
+                f"{config.trials} trials of {method!r} would all be the same: give ranges to draw from, e.g. `search: "
+                "{learning_rate: [1e-5, 1e-3]}`, or leave `trials` at 1."
+            )
+
+
+def _setup(entries: Mapping[str, Any], where: str) -> dict[str, Any]:
+    _known(entries, SETUP, where)
+    setup = dict(entries)
+    for name in ("steps", "evaluate_every", "rows_per_domain"):
+        if name in setup:
+            setup[name] = _whole(name, setup[name])
+    if "learning_rate" in setup:
+        setup["learning_rate"] = _positive("learning_rate", setup["learning_rate"])
+    for name, allowed in (
+        ("head", get_args(Head)),
+        ("transform", TRANSFORMS),
+        ("test_convention", TEST_CONVENTIONS),
+    ):
+        if name in setup:
+            _one_of(name, setup[name], allowed)
+    if "training" in setup:
+        setup["training"] = _training(setup["training"])
+    return setup
+
+
+def _training(entries: Any) -> dict[str, Any]:
+    if not isinstance(entries, Mapping):
+        raise ValueError(f"`training` must hold `name: value` lines of TrainingArguments, got {entries!r}.")
+    for name in entries:
+        if name in SET_BY_THE_BENCHMARK:
+            raise ValueError(f"`training` cannot set {name!r}: {SET_BY_THE_BENCHMARK[name]} does.")
+    _known(entries, [item.name for item in fields(SAGEConfig) if item.init], "training")
+    return {name: _number(value) for name, value in entries.items()}
+
+
+def _preset(name: Any) -> str | None:
+    if name is not None:
+        _one_of("preset", name, PRESETS)
+    return name  # type: ignore[no-any-return]
+
+
+def _options(entries: Mapping[str, Any]) -> Options:
+    given = {name: entries[name] for name in OPTIONS if entries.get(name) is not None}
+    for name, allowed in OPTIONS.items():
+        if allowed is not None and name in given:
+            _one_of(name, given[name], allowed)
+    for name in ("data_root", "official_lists"):
+        if name in given and not Path(given[name]).is_dir():
+            raise ValueError(f"`{name}` is {given[name]}, which is no folder here.")
+    return Options(**given, save_model=_flag("save_models", entries.get("save_models", False)))
+
+
+def _ranges(entries: Any, where: str) -> Ranges:
+    if entries is None:
+        return {}
+    if not isinstance(entries, Mapping):
+        raise ValueError(f"`{where}` must hold lines such as `learning_rate: [1e-6, 1e-3]`, got {entries!r}.")
+    return {str(name): check_range(str(name), values) for name, values in entries.items()}
+
+
+def _held_out(value: Any) -> tuple[str, ...] | None:
+    return None if value == ALL or value == [ALL] else tuple(map(str, _listed(value)))
+
+
+def _seeds(value: Any) -> tuple[int, ...]:
+    if isinstance(value, list):
+        return tuple(dict.fromkeys(_whole("seeds", seed, least=0) for seed in value))
+    return tuple(range(_whole("seeds", value)))
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _whole(name: str, value: Any, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"`{name}` must be a whole number, {least} or more; got {value!r}.")
+    return value
+
+
+def _positive(name: str, value: Any) -> float:
+    number = _number(value)
+    if isinstance(number, bool) or not isinstance(number, int | float) or not number > 0:
+        raise ValueError(f"`{name}` must be a number above 0; got {value!r}.")
+    return float(number)
+
+
+def _number(value: Any) -> Any:
+    """YAML reads 1e-3 as text; it is meant as a number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"`{name}` must be true or false; got {value!r}.")
+    return value
+
+
+def _one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
+    if value not in tuple(allowed):
+        raise ValueError(f"Unknown {name} {value!r}{_near(value, allowed)}: use one of {_quoted(allowed)}.")
+
+
+def _known(names: Iterable[Any], known: Iterable[str], where: str) -> None:
+    for name in names:
+        if name not in set(known):
+            raise ValueError(f"{where}: {name!r} is nothing that can be set here{_near(name, known)}.")
+
+
+def _near(name: Any, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))

@@ -1,0 +1,49 @@
+"""``hf-sage report``: the table beside the paper's, differences with confidence intervals, and figures."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hf_sage.benchmark.grids import FORMATS, write
+from hf_sage.benchmark.plots import plot_comparison
+from hf_sage.benchmark.records import make_folder, write_atomic
+from hf_sage.benchmark.selection import SELECTION, select
+from hf_sage.benchmark.store import Store
+from hf_sage.benchmark.summaries import by_dataset, report_grids
+
+
+def main(argv: Sequence[str]) -> int:
+    """Writes ``report.<ending>`` in each format and ``<dataset>.png``, and prints the report in Markdown.
+
+    Raises:
+        ValueError, OSError, ImportError: If there is nothing to report, or nowhere to write it.
+    """
+    parser = argparse.ArgumentParser(prog="hf-sage report", description=__doc__)
+    parser.add_argument("folder", metavar="DIR", help="folder of a benchmark")
+    add_selection(parser)
+    parser.add_argument("--format", nargs="+", choices=FORMATS, default=list(FORMATS), help="what to write [all]")
+    parser.add_argument("-o", "--output-dir", type=Path, help="where to write it [DIR/report]")
+    options = parser.parse_args(argv)
+    store = Store.open(options.folder)
+    results = store.results()
+    grids = report_grids(results, options.selection, unfinished=len(store.jobs()) - len(results))
+    folder = options.output_dir or Path(options.folder) / "report"
+    make_folder(folder)
+    for kind in options.format:
+        write_atomic(folder / f"report.{FORMATS[kind][0]}", write(grids, kind))
+    for dataset, records in by_dataset(select(results, options.selection)).items():
+        plot_comparison(records, folder / f"{Path(dataset).name}.png")
+    sys.stdout.write(write(grids, "markdown"))
+    sys.stdout.write(f"Written to {folder}/: {', '.join(sorted(file.name for file in folder.iterdir()))}\n")
+    return 0
+
+
+def add_selection(parser: argparse.ArgumentParser) -> None:
+    """The option that chooses the rule."""
+    described = "; ".join(f"{name}: {rule.description}" for name, rule in SELECTION.items())
+    parser.add_argument(
+        "--selection", choices=SELECTION, default="training_domain", help=f"{described} [training_domain]"
+    )
