@@ -1,12 +1,23 @@
-"""The ``hf-sage`` command: a thin dispatcher; each command's work is a function of `hf_sage.benchmark`."""
+"""The ``hf-sage`` command: hands the words after a command's name to the function that is the command."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from importlib import import_module
+
+COMMANDS = {
+    "demo": ("hf_sage.benchmark.demo", "ERM, SAM and SAGE on real images, every domain held out once (5 minutes)"),
+    "train": ("hf_sage.benchmark.train", "one model, one held-out domain"),
+    "benchmark": ("hf_sage.benchmark.command", "datasets × methods × held-out domains × seeds, resumable"),
+    "report": ("hf_sage.benchmark.report", "tables, differences and plots of a benchmark, beside the paper's"),
+    "data": ("hf_sage.data.command", "datasets: list, check, preview"),
+    "card": ("hf_sage.benchmark.cards", "the model card of a run, checked offline"),
+    "push": ("hf_sage.benchmark.push", "a run's model and card to the Hub"),
+    "methods": ("hf_sage.benchmark.methods", "the methods: papers, costs, needs, defaults"),
+}
+"""The module of each command, imported when it is called, whose ``main`` it is; and what it is for."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,52 +27,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after ``hf-sage``; by default those of the process.
 
     Returns:
-        The exit status: 0, or 1 after an error whose message has been printed.
+        The exit status: 0, 1 after an error whose message has been printed, or what the command returns.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    listing = "\n".join(f"  {name:<10} {purpose}" for name, (_, purpose) in COMMANDS.items())
     parser = argparse.ArgumentParser(
-        prog="hf-sage", description="Train across domains: SAGE, SAM and ERM on the same trainer."
+        prog="hf-sage",
+        description="Train across domains: SAGE and its rivals on one trainer.",
+        epilog=f"commands:\n{listing}\n\n`hf-sage COMMAND --help` has each one's options.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="demo | train")
-    demo = commands.add_parser("demo", help="ERM, SAM and SAGE on real images, every domain held out once (5 minutes)")
-    demo.add_argument("--output-dir", type=Path, default=Path("demo"), help="where table, plot and model go [demo]")
-    demo.add_argument("--seeds", type=_positive, help="number of seeds [2]")
-    demo.add_argument("--steps", type=_positive, help="updates a run")
-    demo.add_argument("--methods", nargs="+", metavar="METHOD", help="which methods [all]")
-    demo.add_argument("--held-out", nargs="+", metavar="DOMAIN", help="which domains to hold out in turn [all]")
-    demo.add_argument("--workers", type=_positive, help="processes [one a core]")
-    commands.add_parser("train", help="one model, one held-out domain; `hf-sage train --help`", add_help=False)
-    options, rest = parser.parse_known_args(argv)
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
+    name = parser.parse_args(argv[:1]).command
     try:
-        if options.command == "train":
-            from hf_sage.benchmark.train import train  # heavy: after --help and bad options
-
-            metrics = train(argv[argv.index("train") + 1 :])
-            if int(os.environ.get("RANK", "0")) == 0:
-                source = metrics.get("eval_avg_accuracy", metrics["eval_accuracy"])  # one group has no average
-                print(f"held-out accuracy {metrics['test_accuracy']:.3f}, source {source:.3f}")
-        else:
-            if rest:
-                parser.error(f"unknown options: {' '.join(rest)}")
-            from hf_sage.benchmark.demo import demo as run_demo
-            from hf_sage.benchmark.demo import demo_jobs
-
-            jobs = demo_jobs(
-                seeds=options.seeds, steps=options.steps, methods=options.methods, held_out=options.held_out
-            )
-            run_demo(jobs, options.output_dir, workers=options.workers)
+        status: int = import_module(COMMANDS[name][0]).main(argv[1:])
     except (ValueError, OSError, ImportError) as error:
-        print(f"hf-sage {options.command}: {error}", file=sys.stderr)
+        print(f"hf-sage {name}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    return 0
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"needs a whole number, 1 or more; got {text}")
-    return int(text)
+    return status
 
 
 if __name__ == "__main__":

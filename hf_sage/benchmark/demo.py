@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,35 @@ from hf_sage.benchmark.runs import Progress, run
 from hf_sage.benchmark.tables import aggregate
 from hf_sage.benchmark.workers import available_cores, run_all
 from hf_sage.data import domain_names, load_embedded
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs ``hf-sage demo``.
+
+    Args:
+        argv: The words after ``demo``.
+
+    Raises:
+        ValueError, OSError, ImportError: For options, folders and packages that will not do.
+    """
+    parser = argparse.ArgumentParser(prog="hf-sage demo", description=__doc__)
+    parser.add_argument("--output-dir", type=Path, default=Path("demo"), help="where table, plot and model go [demo]")
+    parser.add_argument("--seeds", type=positive, help="number of seeds [2]")
+    parser.add_argument("--steps", type=positive, help="updates a run")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="which methods [all]")
+    parser.add_argument("--held-out", nargs="+", metavar="DOMAIN", help="which domains to hold out in turn [all]")
+    parser.add_argument("--workers", type=positive, help="processes [one a core]")
+    options = parser.parse_args(argv)
+    jobs = demo_jobs(seeds=options.seeds, steps=options.steps, methods=options.methods, held_out=options.held_out)
+    demo(jobs, options.output_dir, workers=options.workers)
+    return 0
+
+
+def positive(text: str) -> int:
+    """A whole number, 1 or more, for argparse."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"needs a whole number, 1 or more; got {text}")
+    return int(text)
 
 
 def settings() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from hf_sage.benchmark.scores import Scores, evaluations, predicted_class, witho
 from hf_sage.data import TensorDomains, preprocess
 from hf_sage.models import image_classifier
 from hf_sage.trainer import SAGEConfig, SAGETrainer
+from hf_sage.trainer.checkpoints import complete_checkpoints
 
 Progress = Callable[[int], None]
 DEFAULTS = Options()
@@ -82,7 +84,8 @@ def run(
     inputs = load_inputs(job, options)
     model, processor = image_classifier(job.model, inputs.facts.classes, head=job.head, prompt=job.prompt)
     sources = [domain for domain in inputs.facts.rows if domain not in job.held_out]
-    last = last_checkpoint(folder) if checkpoints else None
+    whole = complete_checkpoints(folder, int(os.environ.get("WORLD_SIZE", "1"))) if checkpoints else []
+    last = Path(whole[-1]) if whole else None
     arguments = _arguments(job, folder, len(sources), checkpoints, starts_anew=last is None, small=inputs.small)
     scores = Scores(inputs.cells, sources)
     in_memory = inputs.small and job.transform == "none"
@@ -125,18 +128,6 @@ def run(
         model_step=None if save_to is None else best_evaluation(evaluations(log), sources).step,
         versions=library_versions(),
     )
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint of a run: the one whose trainer state, which is written last, can be read."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    for path in found:
-        try:
-            TrainerState.load_from_json(str(path / "trainer_state.json"))
-        except (OSError, ValueError, TypeError):
-            continue
-        return path
-    return None
 
 
 def _arguments(

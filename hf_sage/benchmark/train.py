@@ -1,24 +1,31 @@
 """``hf-sage train``: one model on one dataset, with one domain held out."""
 
+# ruff: noqa: T201 - a command prints
+
 from __future__ import annotations
 
 import argparse
 import difflib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from transformers import HfArgumentParser, set_seed
 
+from hf_sage.benchmark.collator import USE, CollatorByUse
 from hf_sage.benchmark.launch import check_processes, leave_together, relaunch
 from hf_sage.benchmark.records import make_folder, write_atomic
-from hf_sage.data import ImageCollator, OnBadImage, domain_names, hold_out, load_domains
+from hf_sage.data import OnBadImage, domain_names, hold_out, load_domains
+from hf_sage.data.callback import DrawsCallback
+from hf_sage.data.transforms import TransformName
 from hf_sage.metrics import accuracy
 from hf_sage.models import TINY_CLIP, image_classifier
+from hf_sage.models.classifier import Head
 from hf_sage.trainer import SAGEConfig, SAGETrainer
 
 
@@ -35,6 +42,10 @@ class RunArguments:
         revision: Its revision.
         image_column: Column of the images.
         label_column: Column of the labels.
+        head: ``linear``, or ``zero_shot``: begun as the text features of the class names (CLIP, SigLIP).
+        prompt: What a class name is put into for them.
+        root: DomainBed's data directory, for its datasets by name (PACS, ...); else they come from the Hub.
+        transform: Augmentation: ``none``, ``domainbed`` or ``swad``, see `hf_sage.data.image_transforms`.
         validation_fraction: Share of each source domain's rows that is validated on.
         on_bad_image: ``error`` names an unreadable image and stops; ``skip`` leaves such images out and counts them.
     """
@@ -46,8 +57,21 @@ class RunArguments:
     revision: str | None = field(default=None, metadata={"help": "Revision of a dataset on the Hub."})
     image_column: str = field(default="image", metadata={"help": "Column of the images."})
     label_column: str = field(default="label", metadata={"help": "Column of the labels."})
+    head: Head = field(default="linear", metadata={"help": "linear or zero_shot (CLIP, SigLIP)."})
+    prompt: str = field(default="a photo of a {}.", metadata={"help": "What class names are put into."})
+    root: str | None = field(default=None, metadata={"help": "DomainBed's data directory."})
+    transform: TransformName = field(default="none", metadata={"help": "Augmentation: none, domainbed or swad."})
     validation_fraction: float = field(default=0.2, metadata={"help": "Share of each source domain to validate on."})
     on_bad_image: OnBadImage = field(default="error", metadata={"help": "Unreadable images: error or skip."})
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs ``hf-sage train``; see `train`."""
+    metrics = train(argv)
+    if int(os.environ.get("RANK", "0")) == 0:
+        source = metrics.get("eval_avg_accuracy", metrics["eval_accuracy"])  # one group has no average
+        print(f"held-out accuracy {metrics['test_accuracy']:.3f}, source {source:.3f}")
+    return 0
 
 
 def parse(argv: Sequence[str]) -> tuple[RunArguments, SAGEConfig, list[str]]:
@@ -83,9 +107,11 @@ def train(argv: Sequence[str]) -> dict[str, float]:
     make_folder(Path(config.output_dir))
     set_seed(config.seed)
     column = config.domain_column or "domain"
+    columns = {run.image_column: "image", run.label_column: "label"}
     data = load_domains(
         run.dataset,
         seed=config.seed,
+        root=run.root,
         split=run.split,
         revision=run.revision,
         on_bad_image=run.on_bad_image,
@@ -95,26 +121,35 @@ def train(argv: Sequence[str]) -> dict[str, float]:
     if run.held_out is None:
         known = domain_names(data["train"] if isinstance(data, DatasetDict) else data, column)
         raise ValueError(f"Which domain is to be held out? Choose by --held_out one of {', '.join(map(repr, known))}.")
-    splits = hold_out(data, run.held_out, run.validation_fraction, config.seed, column, run.label_column)
-    model, processor = image_classifier(run.model, splits["train"].features[run.label_column].names)
+    data = data.rename_columns({own: name for own, name in columns.items() if own != name})
+    splits = hold_out(data, run.held_out, run.validation_fraction, config.seed, column)
+    classes = splits["train"].features["label"].names
+    model, processor = image_classifier(run.model, classes, head=run.head, prompt=run.prompt)
+    collator = CollatorByUse(processor, run.transform)
     config.remove_unused_columns = False  # the collator reads the images itself
     trainer = SAGETrainer(
         model,
         config,
-        data_collator=ImageCollator(processor, run.image_column, run.label_column),
+        data_collator=collator,
         train_dataset=splits["train"],
-        eval_dataset=splits["validation"],
+        eval_dataset=_used_for("validation", splits),
         processing_class=processor,
         compute_metrics=accuracy,
+        callbacks=[DrawsCallback(collator)],
     )
     result = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     trainer.save_model()
     metrics = dict(result.metrics) | trainer.evaluate()
-    metrics |= trainer.evaluate(splits["test"], metric_key_prefix="test")
+    metrics |= trainer.evaluate(_used_for("test", splits), metric_key_prefix="test")
     if trainer.is_world_process_zero():
         write_atomic(Path(config.output_dir) / "results.json", json.dumps(metrics, indent=1) + "\n")
     leave_together()
     return metrics
+
+
+def _used_for(use: str, splits: DatasetDict) -> Dataset:
+    """A split whose rows tell the collator what they are used for."""
+    return splits[use].add_column(USE, [use] * len(splits[use]))
 
 
 def _config_option(argv: Sequence[str]) -> str | None:

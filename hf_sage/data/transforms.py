@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from PIL import Image
@@ -70,7 +70,9 @@ class Transforms:
     test: Augment | None = None
 
 
-TRANSFORMS = ("domainbed", "swad", "none")
+TransformName = Literal["domainbed", "swad", "none"]
+
+TRANSFORMS: tuple[str, ...] = get_args(TransformName)
 """The names that `image_transforms` knows."""
 
 
