@@ -26,8 +26,8 @@ class CollatorByUse:
         transform: Name of the transforms, see `hf_sage.data.image_transforms`.
 
     Attributes:
-        training: Collates the rows trained on; give it to `hf_sage.data.callback.DrawsCallback`, so that a restart draws
-            the same. Evaluation draws from torch's generator, whose state is in every checkpoint.
+        training: Collates the rows trained on; give it to `hf_sage.data.callback.DrawsCallback`, so that a restart
+            draws the same. Evaluation draws from torch's generator, whose state is in every checkpoint.
     """
 
     def __init__(self, processor: Any, transform: str) -> None:
