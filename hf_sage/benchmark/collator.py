@@ -26,15 +26,15 @@ class CollatorByUse:
         transform: Name of the transforms, see `hf_sage.data.image_transforms`.
 
     Attributes:
-        draws: The chance of the training images, to be among the trainer's callbacks, so that a restart draws the same.
-            Evaluation takes its own from torch's generator, whose state is in every checkpoint.
+        training: Collates the rows trained on; give it to `hf_sage.data.callback.DrawsCallback`, so that a restart
+            draws the same. Evaluation draws from torch's generator, whose state is in every checkpoint.
     """
 
     def __init__(self, processor: Any, transform: str) -> None:
         chosen = image_transforms(transform, processor)
         augments = {"train": chosen.train, "validation": chosen.validation, "test": chosen.test}
         self._collators = {use: ImageCollator(processor, augment=own) for use, own in augments.items()}
-        self.draws = self._collators["train"].draws
+        self.training = self._collators["train"]
 
     def __call__(self, features: list[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Returns ``pixel_values`` and ``labels``, the rows in their order."""

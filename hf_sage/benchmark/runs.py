@@ -16,6 +16,7 @@ from hf_sage.benchmark.jobs import Job, Options
 from hf_sage.benchmark.results import Result, best_evaluation, library_versions
 from hf_sage.benchmark.scores import Scores, evaluations, predicted_class, without_times
 from hf_sage.data import TensorDomains, preprocess
+from hf_sage.data.callback import DrawsCallback
 from hf_sage.models import image_classifier
 from hf_sage.trainer import SAGEConfig, SAGETrainer
 from hf_sage.trainer.checkpoints import complete_checkpoints
@@ -103,7 +104,7 @@ def run(
         callbacks=[_AtTheEnd()],
     )
     if collator is not None:
-        trainer.add_callback(collator.draws)
+        trainer.add_callback(DrawsCallback(collator.training))
     if progress is not None:
         trainer.add_callback(_Progress(progress))
     trainer.remove_callback(PrinterCallback)  # the terminal belongs to the progress bar
