@@ -58,26 +58,27 @@ def halley(x: Tensor) -> Tensor:
     # Between the largest squared singular value and √rank times that: no singular value is above one.
     norm = torch.linalg.matrix_norm(gram, keepdim=True)
     norm = torch.where(norm == 0, torch.ones_like(norm), norm)
-    gram = gram / norm
+    gram.div_(norm)
 
     (a, b, c), second = _WEIGHTS
     constant, slope = b / c, a - b / c
     inverse = _inverse(gram, c)
-    first_step = _plus_identity(slope * inverse, constant)
-    # Y h² = Y (b/c)² + 2 (b/c)(a − b/c) Y Z + (a − b/c)² Y Z², where Y Z = (I − Z)/c
-    gram = constant**2 * gram + (slope**2 / c) * (inverse - _symmetric_product(inverse, inverse))
-    gram = _plus_identity(gram - (2 * constant * slope / c) * inverse, 2 * constant * slope / c)
+    # Y h² = Y (b/c)² + 2 (b/c)(a − b/c) YZ + (a − b/c)² YZ², where YZ = (I − Z)/c
+    gram.mul_(constant**2).sub_(_symmetric_product(inverse, inverse), alpha=slope**2 / c)
+    gram.add_(inverse, alpha=slope * (slope - 2 * constant) / c)
+    _plus_identity(gram, 2 * constant * slope / c)
+    first_step = _plus_identity(inverse.mul_(slope), constant)
 
     a, b, c = second
-    second_step = _plus_identity((a - b / c) * _inverse(gram, c), b / c)
-    factor = _symmetric_product(first_step, second_step) / norm.sqrt()
+    second_step = _plus_identity(_inverse(gram, c).mul_(a - b / c), b / c)
+    factor = _symmetric_product(first_step, second_step).div_(norm.sqrt())
     return factor @ x if wide else x @ factor
 
 
 def _inverse(y: Tensor, c: float) -> Tensor:
     """(I + cY)⁻¹, for Y positive semi-definite up to round-off."""
     cholesky, _ = torch.linalg.cholesky_ex(_plus_identity(c * y, 1.0))
-    return torch.cholesky_inverse(cholesky)
+    return torch.cholesky_inverse(cholesky).mT  # symmetric to the bit; transposed it lies by rows, as the others do
 
 
 def _plus_identity(y: Tensor, scale: float) -> Tensor:
