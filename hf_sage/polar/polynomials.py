@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 Quintic = tuple[float, float, float]
@@ -46,7 +45,16 @@ them below 0.1, further ones would drive them to −∞.
 
 
 def iterate(x: Tensor, preset: str, steps: int) -> Tensor:
-    """Applies ``steps`` odd polynomials to the singular values of matrices (..., m, n), m ≤ n, of Frobenius norm one."""
+    """Applies ``steps`` odd polynomials to the singular values of matrices of Frobenius norm one.
+
+    Args:
+        x: Matrices of shape ``(..., m, n)``, m ≤ n.
+        preset: ``"polar_express"``, ``"muon"`` or ``"cubic"``.
+        steps: Number of polynomials, at least 1.
+
+    Returns:
+        A tensor of the same shape.
+    """
     schedule = _schedule(preset, steps)
     if x.shape[-1] < _WIDE * x.shape[-2]:
         for coefficients in schedule:
