@@ -11,7 +11,7 @@ from assertions import assert_close, assert_same_bits, assert_spread, relative_e
 from problems import concentric_circles, generator, matrix
 from torch import Tensor
 
-from hf_sage.ascents import Ascent, L2Ascent, SpectralAscent
+from hf_sage.ascents import Ascent, L2Ascent, SpectralAscent, spectral
 from hf_sage.polar import PRESETS
 
 RHO = 0.05
@@ -84,6 +84,49 @@ def test_kernels_are_matrices_of_output_channel_by_the_rest(preset):
     assert_same_bits([kernel.reshape(6, 12)], [flat])
     last = [x.contiguous(memory_format=torch.channels_last) for x in (w, g)]
     assert_close(ascent([last[0]], [last[1]]), [kernel], 1e-11)  # sums in another order, times the presets' slopes
+
+
+def layers() -> tuple[list[Tensor], list[Tensor]]:
+    """Several tensors of one shape, between others, of three dtypes; gradients of different sizes."""
+    shapes = [(3, 8), (8, 3), (3, 8), (5,), (3, 2, 2, 2), (3, 8), (8, 3), (8,), (3, 8), (3, 8), (0, 4)]
+    dtypes = [torch.float64] * 5 + [torch.float32, torch.float64, torch.float64, torch.bfloat16] + [torch.float64] * 2
+    theta, g = (
+        [
+            matrix(*shape, seed=seed + i, dtype=dtype)
+            for i, (shape, dtype) in enumerate(zip(shapes, dtypes, strict=True))
+        ]
+        for seed in (0, 50)
+    )
+    return theta, [x * 2.0 ** (i - 5) for i, x in enumerate(g)]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("entries", [1, 50, 2**18])  # no two, two, and all matrices of a shape together
+def test_layers_of_one_shape_do_not_meet(monkeypatch, preset, entries):
+    monkeypatch.setattr(spectral, "STACK_ON_CPU", entries)
+    ascent, (theta, g) = SpectralAscent(RHO, polar=preset), layers()
+    together = ascent(theta, g)
+    alone = [ascent([p], [x])[0] for p, x in zip(theta, g, strict=True)]
+    assert [e.shape for e in together] == [p.shape for p in theta]
+    assert [e.dtype for e in together] == [e.dtype for e in alone]
+    assert_close(together[:5], alone[:5], 1e-11)  # fp64: a stack may sum in another order, times the presets' slopes
+    assert_close(together[5:], alone[5:], 1e-4)  # fp32 among them
+
+
+@pytest.mark.parametrize("entries", [1, 50, 72, 2**18])
+def test_stacks_stay_within_their_bound(monkeypatch, entries):
+    stacks: list[tuple[int, ...]] = []
+
+    def watched(matrices: Tensor, *_: object) -> Tensor:
+        stacks.append(tuple(matrices.shape))
+        return torch.zeros_like(matrices)
+
+    monkeypatch.setattr(spectral, "STACK_ON_CPU", entries)
+    monkeypatch.setattr(spectral, "polar_factor", watched)
+    SpectralAscent(RHO)(*layers())
+    assert all(depth == 1 or depth * m * n <= entries for depth, m, n in stacks)
+    most = max(1, min(entries // 24, 4))  # fp64 (3, 8): three matrices and a kernel
+    assert max(depth for depth, m, n in stacks if (m, n) == (3, 8)) == most
 
 
 @pytest.mark.parametrize("ascent", ALL)

@@ -35,8 +35,9 @@ class SAGEArguments:
     > Parameters of the spectral ascent
 
     Attributes:
-        polar: Preset of the polar factor, see `hf_sage.polar.polar_factor`.
-        polar_steps: Its number of iterations; the paper's T = 5.
+        polar: Preset of the polar factor, see `hf_sage.polar.polar_factor`. ``"auto"`` is ``"halley"`` on a CPU and
+            ``"polar_express"`` elsewhere.
+        polar_steps: Its number of iterations; the paper's T = 5. ``"halley"`` and ``"svd"`` ignore it.
         bias_radius: ``"fixed"``, the paper's ρ g/‖g‖ for 1-D tensors, or ``"norm"``, ρ‖b‖ g/‖g‖.
         weight_scale: Whether to multiply a matrix' perturbation by ‖W‖_F.
 
@@ -69,9 +70,9 @@ class SAGEArguments:
     )
     polar: PolarPreset = field(
         default="auto",
-        metadata={"help": "Polar factor: auto, polar_express, muon (quintic), cubic (eq. 7), svd (exact)."},
+        metadata={"help": "Polar factor: auto, halley, polar_express, muon (quintic), cubic (eq. 7), svd (exact)."},
     )
-    polar_steps: int = field(default=5, metadata={"help": "Iterations of the polar factor."})
+    polar_steps: int = field(default=5, metadata={"help": "Iterations of the polar factor; halley and svd ignore it."})
     bias_radius: BiasRadius = field(
         default="fixed", metadata={"help": "Radius of 1-D tensors: fixed (the paper's) or norm (relative)."}
     )
