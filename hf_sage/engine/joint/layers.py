@@ -190,13 +190,18 @@ class Lift(Function):
     """A parameter repeated for every row: what follows then is an ordinary function of rows."""
 
     @staticmethod
-    def forward(ctx: Context, anchor: Tensor, p: Tensor, shape: tuple[int, ...], leaf: Leaf, collector: Collector) -> Tensor:
+    def forward(
+        ctx: Context, anchor: Tensor, p: Tensor, shape: tuple[int, ...], leaf: Leaf, collector: Collector
+    ) -> Tensor:
         ctx.leaf, ctx.collector, ctx.shape = leaf, collector, p.shape
         return p.expand(shape)
 
     @staticmethod
     def backward(ctx: Context, *grads: Tensor) -> Any:
-        sums = [dy.sum_to_size((1,) * (dy.dim() - len(ctx.shape)) + tuple(ctx.shape)) for dy in ctx.collector.rows.split(grads[0])]
+        sums = [
+            dy.sum_to_size((1,) * (dy.dim() - len(ctx.shape)) + tuple(ctx.shape))
+            for dy in ctx.collector.rows.split(grads[0])
+        ]
         ctx.collector.add(ctx.leaf, ready(torch.stack(sums).view(len(sums), *(ctx.shape or (1,)))))
         return None, None, None, None, None
 

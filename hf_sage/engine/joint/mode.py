@@ -57,7 +57,11 @@ class JointMode(TorchFunctionMode):
                 self._meet("batch normalisation, which mixes the groups")
             return self.losses(func, args, kwargs) if self._is_forward else func(*args, **kwargs)
         rule = RULES.get(func)
-        found = rule(self, *args, **kwargs) if rule is not None and not torch.is_autocast_enabled(shared[0].device.type) else None
+        found = (
+            rule(self, *args, **kwargs)
+            if rule is not None and not torch.is_autocast_enabled(shared[0].device.type)
+            else None
+        )
         if found is not None:
             self._sign(func, shared, "rows")
             return found

@@ -59,9 +59,7 @@ def convolution(
     if not mode.is_rows(input) or input.dim() != weight.dim() or not mode.are_shared(weight, bias):
         return None
     shape = (*(_each(n, v) for v in (stride, padding, dilation)), groups)
-    return _applied(
-        Convolution, mode, input, weight, bias, mode.use(weight), mode.use(bias), shape, mode.collector
-    )
+    return _applied(Convolution, mode, input, weight, bias, mode.use(weight), mode.use(bias), shape, mode.collector)
 
 
 def embedding(
