@@ -66,7 +66,8 @@ class Step:
         learning_rate: Of the base optimizer, in this step.
         gradient_scale: What every gradient is multiplied by: the loss scale of a GradScaler, 1 without one.
         passes: Further evaluations of the batch.
-        memory: What this rule remembers; it writes there what it wants to find in the next step.
+        memory: What this rule remembers; it writes there what it wants to find in the next step, new values in the
+            place of old ones: a value that is there is never changed in place.
     """
 
     number: int = 0
