@@ -22,10 +22,10 @@ class CORAL(FeatureObjective):
     group of one row.
 
     Attributes:
-        gamma: γ ≥ 0, default 1 (DomainBed's ``mmd_gamma``).
+        penalty: γ ≥ 0, default 1 (DomainBed's ``mmd_gamma``).
     """
 
-    gamma: float = 1.0
+    penalty: float = 1.0
 
     def __call__(self, groups: Mapping[str, Rows], head: Callable[[Tensor], Tensor], step: Step) -> Tensor:
         """See `FeatureObjective`."""
@@ -34,7 +34,7 @@ class CORAL(FeatureObjective):
             (mean_i - mean_j).square().mean() + (covariance_i - covariance_j).square().mean()
             for (mean_i, covariance_i), (mean_j, covariance_j) in combinations(moments, 2)
         ]
-        return self.gamma * torch.stack(distances).mean() if distances else moments[0][0].sum() * 0
+        return self.penalty * torch.stack(distances).mean() if distances else moments[0][0].sum() * 0
 
 
 def _moments(z: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,10 +23,10 @@ class MMD(FeatureObjective):
     never negative.
 
     Attributes:
-        gamma: γ ≥ 0, default 1 (DomainBed's ``mmd_gamma``).
+        penalty: γ ≥ 0, default 1 (DomainBed's ``mmd_gamma``).
     """
 
-    gamma: float = 1.0
+    penalty: float = 1.0
 
     BANDWIDTHS: ClassVar[tuple[float, ...]] = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
 
@@ -38,7 +38,7 @@ class MMD(FeatureObjective):
             own[i] + own[j] - 2 * self._kernel(features[i], features[j])
             for i, j in combinations(range(len(features)), 2)
         ]
-        return self.gamma * torch.stack(distances).mean() if distances else features[0].sum() * 0
+        return self.penalty * torch.stack(distances).mean() if distances else features[0].sum() * 0
 
     def _kernel(self, x: Tensor, y: Tensor) -> Tensor:
         """The mean of the kernel over all pairs of rows."""

@@ -45,10 +45,10 @@ class RSC(FeatureObjective):
         own = logits.gather(1, labels.unsqueeze(1)).sum()
         (slope,) = torch.autograd.grad(own, leaf)
         with torch.no_grad():
-            threshold = torch.quantile(slope.float(), 1 - self.drop_features, dim=1, keepdim=True)
-            keep = slope < threshold
+            slope = slope.to(torch.promote_types(slope.dtype, torch.float32))
+            keep = slope < torch.quantile(slope, 1 - self.drop_features, dim=1, keepdim=True)
             before = softmax(logits, dim=-1).gather(1, labels.unsqueeze(1)).squeeze(1)
             after = softmax(head(features * keep), dim=-1).gather(1, labels.unsqueeze(1)).squeeze(1)
-            drop = before - after
-            muted = drop > torch.quantile(drop.float(), 1 - self.drop_rows)
+            drop = (before - after).to(slope.dtype)
+            muted = drop > torch.quantile(drop, 1 - self.drop_rows)
         return keep | ~muted.unsqueeze(1)
