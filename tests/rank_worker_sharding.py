@@ -22,7 +22,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 
 from hf_sage.agreement import gram_matrix
 from hf_sage.ascents.base import whole
-from hf_sage.engine import Part, StepReport, descend, two_pass_step
+from hf_sage.engine import Part, Step, StepReport, descend, two_pass_step
 from hf_sage.engine.sharding import MeanByFSDP
 from hf_sage.methods import Method, erm, sage, sam
 
@@ -147,7 +147,7 @@ def trained(layout: Callable[[nn.Module], nn.Module], method: Method) -> Outcome
         report = two_pass_step(model, parts_of(model, data), method)
         gradient = [whole(p.grad).clone() for p in model.parameters()]
         nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-        said = descend(model, method, report, SEED + step)
+        said = descend(model, method, report, Step(seed=SEED + step))
         noisy = [whole(p.grad).clone() for p in model.parameters()]
         optimizer.step()
         theta = [whole(p.detach()).clone() for p in model.parameters()]
@@ -161,7 +161,7 @@ def noise(layout: Callable[[nn.Module], nn.Module], method: Method) -> Outcome:
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     nothing = torch.zeros((), dtype=torch.float64)
-    descend(model, method, StepReport(nothing, None, nothing, None, {}, True), SEED)
+    descend(model, method, StepReport(nothing, None, nothing, None, {}, True), Step(seed=SEED))
     return {"noise": [whole(p.grad) for p in model.parameters()]}
 
 

@@ -30,7 +30,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.optimization import Adafactor
 
 from hf_sage import SAGEConfig, SAGEMixin, SAGETrainer
-from hf_sage.engine import Part, descend, step_seed, two_pass_step
+from hf_sage.engine import Part, Step, descend, step_seed, two_pass_step
 from hf_sage.methods import sage
 
 RATE = 0.01
@@ -88,7 +88,7 @@ def by_hand(
             parts.append(Part(name, share, lambda x=x, y=y, share=share: share * model_(x, y)["loss"]))
         report = two_pass_step(model_, parts, method)
         nn.utils.clip_grad_norm_(model_.parameters(), 1.0)
-        descend(model_, method, report, step_seed(42, step))
+        descend(model_, method, report, Step(seed=step_seed(42, step)))
         optimizer.step()
         if scheduler:
             scheduler.step()

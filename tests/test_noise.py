@@ -13,7 +13,7 @@ from problems import batch, matrix, network_with, parts_of
 from torch import Tensor, nn
 
 from hf_sage.corrections import AgreementNoise, Descent
-from hf_sage.engine import RandomState, step_seed, two_pass_step
+from hf_sage.engine import RandomState, Step, step_seed, two_pass_step
 from hf_sage.methods import erm, sam
 
 GAMMA = 0.1
@@ -27,7 +27,7 @@ def noise(
 ) -> list[Tensor]:
     """What is added to gradients that are zero."""
     gradients = [torch.zeros(shape, dtype=dtype) for shape in shapes]
-    AgreementNoise(GAMMA)(gradients, Descent(torch.tensor(s, dtype=torch.float64), seed))
+    AgreementNoise(GAMMA)(gradients, Descent(torch.tensor(s, dtype=torch.float64), Step(seed=seed)))
     return gradients
 
 
@@ -51,12 +51,12 @@ def test_noise_is_added_to_the_gradient():
     (drawn,) = noise([(50,)])
     gradient = matrix(50)
     expected = gradient + drawn
-    AgreementNoise(GAMMA)([gradient], Descent(torch.tensor(-0.5, dtype=torch.float64), 0))
+    AgreementNoise(GAMMA)([gradient], Descent(torch.tensor(-0.5, dtype=torch.float64)))
     assert_same_bits([gradient], [expected])
 
 
 def test_noise_scale_is_reported():
-    facts = AgreementNoise(GAMMA)([matrix(3)], Descent(torch.tensor(-0.6, dtype=torch.float64), 0))
+    facts = AgreementNoise(GAMMA)([matrix(3)], Descent(torch.tensor(-0.6, dtype=torch.float64)))
     assert facts.keys() == {"noise_scale"}
     assert facts["noise_scale"].item() == pytest.approx(0.16, rel=1e-12)  # fp64
 
@@ -89,7 +89,7 @@ def test_no_gamma_no_change():
     gradients = [matrix(4, 3, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
     gradients.append(torch.tensor([-0.0, math.nan, math.inf]))
     before = [g.clone() for g in gradients]
-    facts = AgreementNoise(0.0)(gradients, Descent(torch.tensor(-1.0), 0))
+    facts = AgreementNoise(0.0)(gradients, Descent(torch.tensor(-1.0)))
     assert_same_bits(gradients, before)
     assert facts["noise_scale"] == 0
 
@@ -97,7 +97,7 @@ def test_no_gamma_no_change():
 def test_full_agreement_no_change():
     gradient = matrix(20)
     before = gradient.clone()
-    AgreementNoise(GAMMA)([gradient], Descent(torch.ones((), dtype=torch.float64), 0))
+    AgreementNoise(GAMMA)([gradient], Descent(torch.ones((), dtype=torch.float64)))
     assert_same_bits([gradient], [before])
 
 

@@ -8,6 +8,7 @@ import sys
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,8 @@ from problems import (
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from hf_sage.engine import Part, StepReport, clean_pass, descend, perturbed, two_pass_step
+from hf_sage.ascents import Ascent
+from hf_sage.engine import Part, Step, StepReport, clean_pass, descend, perturbed, two_pass_step
 from hf_sage.methods import Method, erm, sage, sam
 
 RHO, GAMMA, SEED = 0.05, 0.3, 11
@@ -60,7 +62,7 @@ def test_a_step_is_that_of_the_paper(method):
         assert (total / weight).item() == pytest.approx(loss.item(), rel=1e-8)
         assert weight == pytest.approx(SIZES[name] / sum(SIZES.values()), rel=ROUND_OFF)
 
-    facts = descend(model, method, report, SEED)
+    facts = descend(model, method, report, Step(seed=SEED))
     draws = generator(SEED)
     beta = expected.beta if method is SAGE else 0.0
     noise = [beta * torch.randn(g.shape, dtype=g.dtype, generator=draws) for g in expected.gradient]
@@ -110,10 +112,10 @@ def test_nothing_but_the_gradient_remains(method):
     remembered: list[weakref.ref] = []
 
     @dataclass(frozen=True)
-    class Remembering:
+    class Remembering(Ascent):
         rho: float = RHO
 
-        def __call__(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
+        def __call__(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], step: Any = None) -> list[Tensor]:
             epsilon = method.ascent(parameters, gradients)
             remembered.extend(weakref.ref(t) for t in [*gradients, *epsilon])
             return epsilon
@@ -207,7 +209,7 @@ def test_frozen_and_unused_parameters_are_left_alone(method):
     before = dict(zip(dict(model.named_parameters()), values(model), strict=True))
     with watched(model) as seen:
         report = step(model, data, method)
-    descend(model, method, report, SEED)
+    descend(model, method, report, Step(seed=SEED))
     for name, later in zip(before, seen[-1], strict=True):
         assert same_bits(later, before[name]) == (name in ("0.weight", "unused")), name
     assert {name for name, p in model.named_parameters() if p.grad is None} == {"0.weight", "unused"}

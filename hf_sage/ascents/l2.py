@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_sage.ascents.base import check_radius, norms, reciprocal_or_zero
+from hf_sage.ascents.base import Ascent, check_radius, norms, reciprocal_or_zero
+from hf_sage.rules import Step
 
 
 @dataclass(frozen=True)
-class L2Ascent:
+class L2Ascent(Ascent):
     """ε = ρ ḡ/‖ḡ‖₂, the norm taken over all parameters (Foret et al. 2021, arXiv 2010.01412, eq. 2).
 
     Attributes:
@@ -24,7 +25,9 @@ class L2Ascent:
     def __post_init__(self) -> None:
         check_radius(self.rho)
 
-    def __call__(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
+    def __call__(
+        self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], step: Step | None = None
+    ) -> list[Tensor]:
         """Computes ε; see `Ascent`."""
         scale = self.rho * reciprocal_or_zero(torch.linalg.vector_norm(norms(gradients)))
         return [

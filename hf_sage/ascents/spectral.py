@@ -10,8 +10,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from hf_sage.ascents.base import check_radius, like_shard, norms, reciprocal_or_zero, whole
+from hf_sage.ascents.base import Ascent, check_radius, like_shard, norms, reciprocal_or_zero, whole
 from hf_sage.polar import PolarPreset, check_polar, polar_factor
+from hf_sage.rules import Step
 
 BiasRadius = Literal["fixed", "norm"]
 
@@ -33,7 +34,7 @@ the polar factor has about six tensors of that size at a time.
 
 
 @dataclass(frozen=True)
-class SpectralAscent:
+class SpectralAscent(Ascent):
     """ε_W = ρ‖W‖_F polar(G) for matrices, ε_b = ρ g/‖g‖₂ for 1-D tensors (Section 3.1 and Algorithm 1, phase 3).
 
     Tensors of three and more dimensions (convolution kernels) are read as matrices of shape (first, rest), as Muon
@@ -61,7 +62,9 @@ class SpectralAscent:
         if self.bias_radius not in get_args(BiasRadius):
             raise ValueError(f"Unknown bias_radius {self.bias_radius!r}: use 'fixed' (the paper's) or 'norm'.")
 
-    def __call__(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
+    def __call__(
+        self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], step: Step | None = None
+    ) -> list[Tensor]:
         """Computes ε; see `Ascent`."""
         lengths = norms(gradients)
         felt = lengths > NEGLIGIBLE * torch.linalg.vector_norm(lengths)

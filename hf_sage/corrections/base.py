@@ -2,38 +2,51 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
+from hf_sage.rules import Rule, Step
 
-@dataclass(frozen=True)
+
+@dataclass
 class Descent:
     """What a correction may use besides the gradient.
 
     Attributes:
         agreement: S over the groups of this step, 0-dimensional.
-        seed: Seed of this step's random numbers: a function of the run's seed and the step alone, the same on all
-            ranks, so that replicas stay equal and a resumed run draws what the uninterrupted one would have drawn.
+        step: The step.
+        parameters: The parameters θ that the gradients belong to.
+        clean: The mean gradient ḡ at θ, a tensor for each gradient, for rules that act before clipping; empty after it.
+        perturbed: Whether the gradient was taken at θ + ε; if not it *is* ḡ.
     """
 
     agreement: Tensor
-    seed: int
+    step: Step = field(default_factory=Step)
+    parameters: Sequence[Tensor] = ()
+    clean: Sequence[Tensor] = ()
+    perturbed: bool = True
 
 
-class Correction(Protocol):
-    """A rule applied to the gradient after clipping, in the order of the method's chain."""
+class Correction(Rule, ABC):
+    """A rule applied to the gradient, in the order of the method's chain.
+
+    Attributes:
+        after_clipping: Noise comes after clipping, which would otherwise shrink and count it; what combines the clean
+            and the perturbed gradient comes before.
+    """
+
+    after_clipping: ClassVar[bool] = False
 
     @property
     def is_null(self) -> bool:
         """Whether the rule changes nothing, whatever the gradient."""
+        return False
 
-    @property
-    def needs_groups(self) -> bool:
-        """Whether the rule uses the groups' gradients."""
-
+    @abstractmethod
     def __call__(self, gradients: Sequence[Tensor], descent: Descent) -> dict[str, Tensor]:
         """Corrects the gradients in place.
 

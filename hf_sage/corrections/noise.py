@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from hf_sage.agreement import noise_scale
 from hf_sage.ascents.base import like_shard
-from hf_sage.corrections.base import Descent
+from hf_sage.corrections.base import Correction, Descent
+from hf_sage.rules import Need
 
 
 @dataclass(frozen=True)
-class AgreementNoise:
+class AgreementNoise(Correction):
     """g ← g + β ξ with β = γ(1 − S) and ξ ~ N(0, I) over every parameter (Section 3.2; Algorithm 1, line 29).
 
     Added after clipping, so that the clip neither shrinks the noise nor counts it.
@@ -25,6 +27,8 @@ class AgreementNoise:
     """
 
     gamma: float = 1e-6
+    needs: ClassVar[frozenset[Need]] = frozenset({"groups"})  # S is logged even where γ is zero
+    after_clipping: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         noise_scale(1.0, self.gamma)  # refuses a bad γ
@@ -34,18 +38,13 @@ class AgreementNoise:
         """Whether γ is zero."""
         return self.gamma == 0
 
-    @property
-    def needs_groups(self) -> bool:
-        """True: S is taken over the groups, and is logged even where γ is zero."""
-        return True
-
     def __call__(self, gradients: Sequence[Tensor], descent: Descent) -> dict[str, Tensor]:
         """Adds the noise in place and reports β as ``noise_scale``; see `Correction`."""
         beta = noise_scale(descent.agreement, self.gamma)
         generators: dict[torch.device, torch.Generator] = {}
         for g in () if self.is_null else gradients:
             if g.device not in generators:
-                generators[g.device] = torch.Generator(g.device).manual_seed(descent.seed)
+                generators[g.device] = torch.Generator(g.device).manual_seed(descent.step.seed)
             dtype = torch.promote_types(g.dtype, torch.float32)
             noise = torch.randn(g.shape, dtype=dtype, device=g.device, generator=generators[g.device])
             g.add_(like_shard((noise * beta.to(g.device, dtype)).to(g.dtype), g))

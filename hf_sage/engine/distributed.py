@@ -50,6 +50,10 @@ class Reduction:
         """The reduced gradient that the pieces of all ranks make."""
         return list(pieces)
 
+    def total(self, x: Tensor) -> Tensor:
+        """The sum of a small tensor over the ranks that share a gradient."""
+        return x
+
 
 class MeanOverRanks(Reduction):
     """The mean over ranks that hold all parameters; afterwards every rank holds the same bits.
@@ -105,6 +109,10 @@ class MeanOverRanks(Reduction):
             for i, slices in zip(bucket, columns, strict=True):
                 mean[i] = slices.reshape(-1)[: like[i].numel()].view(like[i].shape)
         return mean
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum over ranks."""
+        return sum_over_ranks(x)
 
 
 mean_over_ranks = MeanOverRanks()

@@ -18,7 +18,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from hf_sage.agreement import gram_matrix
-from hf_sage.engine.distributed import Reduction, gathered
+from hf_sage.engine.distributed import Reduction, gathered, sum_over_ranks
 
 
 class MeanByFSDP(Reduction):
@@ -38,6 +38,10 @@ class MeanByFSDP(Reduction):
             placements = [Replicate() if alike else Partial() for alike in replicated]
             grams.append(DTensor.from_local(own, mesh, placements, run_check=False).full_tensor())
         return torch.stack(grams).sum(0)
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum over ranks."""
+        return sum_over_ranks(x)
 
 
 def is_sharded(parameters: Sequence[Tensor]) -> bool:

@@ -7,15 +7,20 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
 from hf_sage.engine.distributed import gathered
+from hf_sage.rules import Memory
 from hf_sage.trainer.settings import Settings
 
 STATE = "trainer_state.json"
 """What Trainer writes last."""
+
+MEMORIES = "method.pt"
+"""What the rules of a method remember."""
 
 
 def complete_checkpoints(folder: str | Path, world_size: int = 1) -> list[str]:
@@ -34,7 +39,9 @@ def complete_checkpoints(folder: str | Path, world_size: int = 1) -> list[str]:
 
 
 class Checkpoints(Settings):
-    """Whole checkpoints only, and all of their weights."""
+    """Whole checkpoints only, all of their weights, and what the method's rules remember."""
+
+    _memories: dict[str, Memory]
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As the base's; ``resume_from_checkpoint=True`` takes the newest checkpoint that was written whole.
@@ -70,6 +77,21 @@ class Checkpoints(Settings):
         for file in [*stale, folder / f"rng_state_{self.args.process_index}.pth"]:
             file.unlink(missing_ok=True)
         super()._save_checkpoint(*args, **kwargs)
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        self._memories = {}  # also where a training begins anew with smaller batches
+        return super()._inner_training_loop(*args, **kwargs)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save and any(self._memories.values()):
+            torch.save(self._memories, Path(output_dir, MEMORIES))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        file = Path(checkpoint, MEMORIES) if checkpoint is not None else None
+        if file is not None and file.is_file():
+            self._memories = torch.load(file, map_location=self.args.device, weights_only=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if not load_renamed(self.model, resume_from_checkpoint):

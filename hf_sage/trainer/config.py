@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from transformers import TrainingArguments
@@ -31,6 +32,11 @@ class SAGEArguments:
         rho: Perturbation radius ρ ≥ 0; ``None`` is the method's own default (SAGE 1e-6, for CLIP
             fine-tuning; SAM 0.05).
         gamma: Noise scale γ ≥ 0; ``None`` is the method's own default (SAGE 1e-6).
+        method_options: Further hyperparameters of the method by name, e.g. ``{"alpha": 0.4}`` for GSAM; on the command
+            line as JSON. `hf-sage methods` lists them.
+        ascent_interval: The second pass is taken in every so-manieth update only; 1 is every one.
+        classifier: Name of the module from features to logits, for methods that need features; ``None`` looks for
+            one of the usual names.
 
     > Parameters of the spectral ascent
 
@@ -67,6 +73,13 @@ class SAGEArguments:
     )
     gamma: float | None = field(
         default=None, metadata={"help": "Noise scale; by default the method's own (SAGE 1e-6)."}
+    )
+    method_options: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": 'Further hyperparameters of the method, as JSON: {"alpha": 0.4}.'}
+    )
+    ascent_interval: int = field(default=1, metadata={"help": "Take the second pass in every so-manieth update only."})
+    classifier: str | None = field(
+        default=None, metadata={"help": "Module from features to logits, for methods that need features."}
     )
     polar: PolarPreset = field(
         default="auto",
@@ -105,6 +118,8 @@ class SAGEArguments:
         # YAML reads 1e-6 as text, as TrainingArguments knows of its learning rate.
         self.rho = None if self.rho is None else float(self.rho)
         self.gamma = None if self.gamma is None else float(self.gamma)
+        if isinstance(self.method_options, str):
+            self.method_options = _parsed_options(self.method_options)
         check_polar(self.polar, self.polar_steps)
         _one_of("bias_radius", self.bias_radius, get_args(BiasRadius))
         _one_of("domain_sampling", self.domain_sampling, get_args(DomainSampling))
@@ -127,9 +142,11 @@ class SAGEArguments:
         Raises:
             ValueError: If the name is unknown, or ρ, γ or a field of the ascent is not one the method takes.
         """
-        given = {name: value for name, value in (("rho", self.rho), ("gamma", self.gamma)) if value is not None}
+        options = dict(self.method_options or {})  # type: ignore[arg-type]  # parsed by now
+        options |= {name: value for name, value in (("rho", self.rho), ("gamma", self.gamma)) if value is not None}
         if isinstance(self.method, Method):
-            if given:
+            if options or self.ascent_interval != 1:
+                given = [*options, *(["ascent_interval"] if self.ascent_interval != 1 else [])]
                 raise ValueError(
                     f"{' and '.join(given)} cannot be set beside a Method object, which has its own. "
                     "Set them where the Method is built."
@@ -141,14 +158,15 @@ class SAGEArguments:
             )
         build = METHODS[self.method]
         takes = inspect.signature(build).parameters
-        if unknown := [name for name in given if name not in takes]:
+        if unknown := [name for name in options if name not in takes]:
             raise ValueError(
                 f"Method {self.method!r} has no {' and no '.join(unknown)}: leave that "
                 f"unset. It takes {', '.join(takes) or 'no hyperparameters'}."
             )
         shape: dict[str, object] = {"polar": self.polar, "polar_steps": self.polar_steps}
         shape |= {"bias_radius": self.bias_radius, "weight_scale": self.weight_scale}
-        return build(**given, **{name: value for name, value in shape.items() if name in takes})
+        method = build(**{name: value for name, value in shape.items() if name in takes} | options)
+        return method if self.ascent_interval == 1 else replace(method, ascent_interval=self.ascent_interval)
 
 
 @dataclass
@@ -163,3 +181,13 @@ class SAGEConfig(SAGEArguments, TrainingArguments):
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"Unknown {name} {value!r}: use one of {', '.join(map(repr, allowed))}.")
+
+
+def _parsed_options(text: str) -> dict[str, Any]:
+    try:
+        options = json.loads(text)
+    except ValueError:
+        options = None
+    if not isinstance(options, dict):
+        raise ValueError(f'method_options must be a JSON object such as {{"alpha": 0.4}}; got {text!r}.')
+    return options

@@ -56,10 +56,13 @@ class DomainBalancedSampler(Sampler[int]):
         return self._length
 
     def __iter__(self) -> Iterator[int]:
+        return self.rows(self._epoch * self._length, self._length)
+
+    def rows(self, start: int, count: int) -> Iterator[int]:
+        """The rows at so many positions of the endless flat order, from position ``start`` on."""
         k = len(self._rows)
-        start = self._epoch * self._length
         streams = [self._stream(d, first=-((d - start) // k)) for d in range(k)]
-        return (next(streams[position % k]) for position in range(start, start + self._length))
+        return (next(streams[position % k]) for position in range(start, start + count))
 
     def _stream(self, domain: int, first: int) -> Iterator[int]:
         """The endless stream of a domain's rows from position ``first`` on."""

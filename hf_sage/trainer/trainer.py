@@ -43,6 +43,7 @@ class SAGEMixin(TwoPasses, DomainBatches, DomainEvaluation, Checkpoints, Publish
         self._step_log = StepLog()  # steps of an earlier training that were never logged are forgotten
         self._class_names = class_names(self.train_dataset, self._column) if self._column else {}
         self._check_sampling()
+        self._prepare_method()
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds to a training entry what the steps since the last one found."""

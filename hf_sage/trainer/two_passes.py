@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import copy, deepcopy
 from dataclasses import replace
 from typing import Any
 
+import datasets
 import torch
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 
 from hf_sage.engine import (
+    FeatureTap,
+    Part,
     StepReport,
+    apply_hook,
     descend,
     mean_over_ranks,
     same_running_statistics,
@@ -23,10 +27,15 @@ from hf_sage.engine import (
 from hf_sage.engine.distributed import gathered, sum_over_ranks
 from hf_sage.engine.precision import full_precision, groups_at_fault
 from hf_sage.engine.step import all_finite, trainable
+from hf_sage.hooks import WeightHook
 from hf_sage.methods import Method
-from hf_sage.trainer.groups import decode_groups
+from hf_sage.rules import Memory, Step
+from hf_sage.trainer.auxiliary import SHARE, AuxiliaryBatches
+from hf_sage.trainer.batches import has_rows
+from hf_sage.trainer.groups import decode_groups, domains_of
 from hf_sage.trainer.logs import StepLog
 from hf_sage.trainer.loss import count_items, divides_by_items
+from hf_sage.trainer.needs import check_needs
 from hf_sage.trainer.settings import Settings
 from hf_sage.trainer.window import Inputs, Rows, as_parts, cut, items_by_group
 
@@ -44,6 +53,10 @@ class TwoPasses(Settings):
         self._window: list[Inputs] = []
         self._report: StepReport | None = None
         self._loss_divides_by_items: bool | None = None
+        self._step = Step()
+        self._memories: dict[str, Memory] = {}  # what the method's rules remember
+        self._tap: FeatureTap | None = None
+        self._auxiliary: AuxiliaryBatches | None = None
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -103,11 +116,19 @@ class TwoPasses(Settings):
             return value  # type: ignore[no-any-return]
 
         local = self.sage_args.perturbation_scope == "local"
+        self._step = self._step_now()
+        if method.hook is not None:
+            parts = as_parts(rows, loss, weight, scale_loss=not divides)
+            done = self._apply_hook(model, method.hook, parts, list(items))
+            if done is not None:
+                return done
         reports = [
             two_pass_step(
                 model,
                 as_parts(chunk, loss, weight, scale_loss=not divides),
                 method,
+                step=self._step,
+                memories=self._memories,
                 backward=self.accelerator.backward,
                 groups=None if local and chunk else list(items),
                 reduce=None if local else mean_over_ranks,
@@ -115,14 +136,16 @@ class TwoPasses(Settings):
                 inspect=self._inspect if self._step_log.precision.is_due and self.args.process_index == 0 else None,
                 parameters=self._parameters(model),
                 second_pass=self._unnoticed,
+                auxiliary=self._auxiliary_parts(loss, divides, num_items),
+                tap=self._tap,
             )
             for chunk in ([own for own in pieces if own] or [[]] if local else [rows])
         ]
         report = StepReport.merge(reports)
         same_running_statistics(model)  # for evaluations and checkpoints, too
-        if local or report.perturbed_loss is not None:
+        if local:
             self._average_gradients(model)
-        if local:  # the noise must be the same on all ranks, and so must be whether there is any
+            # The noise must be the same on all ranks, and so must be whether there is any.
             has_rows, is_broken = float(bool(rows)), float(not report.is_finite)
             own = report.agreement.new_tensor([0.0, has_rows, is_broken])
             own[0] = report.agreement * has_rows
@@ -133,6 +156,77 @@ class TwoPasses(Settings):
             found = groups_at_fault(model, parts, self.accelerator.backward)
             self._step_log.skipped.groups = [self._class_names.get(str(group), str(group)) for group in found]
         return report
+
+    def _prepare_method(self) -> None:
+        """Sees to what the method needs; called when a training begins.
+
+        Raises:
+            ValueError: If something is not to be had.
+        """
+        method, args = self.sage_method, self.sage_args
+        check_needs(method, self.model, args.domain_column, args.perturbation_scope, self.accelerator.scaler)
+        self._tap = FeatureTap(self.model, args.classifier) if "features" in method.needs else None
+        self._auxiliary = self._auxiliary_batches() if "auxiliary" in method.needs else None
+
+    def _auxiliary_batches(self) -> AuxiliaryBatches:
+        dataset = self.train_dataset
+        if not has_rows(dataset):
+            raise ValueError(
+                f"Method {self.sage_method.name!r} draws auxiliary batches from the training set, which is a stream. "
+                "Use a dataset whose rows can be taken by number."
+            )
+        batch = self._train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+        balanced = self._column is not None and self.sage_args.domain_sampling == "balanced"
+        domains = domains_of(dataset, str(self._column)) if balanced else [""] * len(dataset)
+        collator = self.data_collator
+        if isinstance(dataset, datasets.Dataset):
+            dataset = self._remove_unused_columns(dataset, description="auxiliary")
+        else:
+            collator = self._get_collator_with_removed_columns(collator, description="auxiliary")
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return AuxiliaryBatches(dataset, collator, domains, -(-batch // SHARE), seed)
+
+    def _step_now(self) -> Step:
+        groups = self.optimizer.param_groups if self.optimizer is not None else []
+        scaler = self.accelerator.scaler
+        return Step(
+            number=self.state.global_step,
+            seed=step_seed(self.args.seed, self.state.global_step),
+            learning_rate=float(groups[0]["lr"]) if groups else 0.0,
+            gradient_scale=1.0 if scaler is None else float(scaler.get_scale()),
+        )
+
+    def _apply_hook(
+        self, model: nn.Module, hook: WeightHook, parts: list[Part], groups: list[str | None]
+    ) -> StepReport | None:
+        with self._unnoticed() if not hook.replaces_update else nullcontext():
+            done = apply_hook(
+                model,
+                parts,
+                hook,
+                replace(self._step, memory=self._memories.setdefault("hook", {})),
+                self.optimizer.step,
+                backward=self.accelerator.backward,
+                groups=groups,
+                reduce=mean_over_ranks,
+                parameters=self._parameters(model),
+            )
+        if done is not None:
+            self._step_log.add(done, done.facts)
+        return done
+
+    def _auxiliary_parts(
+        self, loss: Callable[[Inputs], Tensor], divides: bool, num_items: Tensor | int | None
+    ) -> list[Part] | None:
+        """This rank's rows of the auxiliary batch of this update, as one part."""
+        if self._auxiliary is None:
+            return None
+        inputs = self._auxiliary.inputs(self._step.number, self.args.process_index, self.args.world_size)
+        pieces = [] if inputs is None else cut(self._without_domain(inputs), None, self._count_items)
+        total = sum(items_by_group(pieces).values()) or 1
+        # A loss that is divided by the items of the training batch is multiplied back; one that is a mean is weighed.
+        factor = float(num_items) / total if divides and num_items is not None else self.args.world_size / total
+        return as_parts(pieces, lambda own: loss(own) * (factor if divides else 1.0), factor, scale_loss=not divides)
 
     def _cut(self, inputs: Inputs, method: Method) -> list[Rows]:
         groups = inputs.pop(self._column, None) if self._column is not None and isinstance(inputs, dict) else None
@@ -208,8 +302,7 @@ class TwoPasses(Settings):
             for p in () if has_scaler else parameters:
                 p.grad = None
             return
-        seed = step_seed(self.args.seed, self.state.global_step)
-        self._step_log.add(report, descend(self.model, self.sage_method, report, seed, parameters))
+        self._step_log.add(report, descend(self.model, self.sage_method, report, self._step, parameters))
 
     def _inspect(self, theta: Sequence[Tensor], epsilon: Sequence[Tensor]) -> None:
         """Measures what the forward pass will see of ε."""

@@ -1,0 +1,49 @@
+"""What a method needs and a set-up may not have: said before training starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from hf_sage.methods import Method
+
+TWICE_DIFFERENTIABLE = ("eager", "sdpa", None)
+"""Implementations of attention that have a second derivative; scaled_dot_product_attention by its plain kernel."""
+
+
+def check_needs(method: Method, model: nn.Module, column: str | None, scope: str, scaler: Any) -> None:
+    """Raises where a method needs what is not there.
+
+    Args:
+        method: The method.
+        model: The network.
+        column: The domain column, if there is one.
+        scope: The scope of perturbations.
+        scaler: The GradScaler, if there is one.
+
+    Raises:
+        ValueError: With what to do about it.
+    """
+    needs = method.needs
+    tied = [rule for rule in (method.objective, method.hook, method.ascent) if rule is not None]
+    if column is None and any("groups" in rule.needs for rule in tied):
+        raise ValueError(
+            f"Method {method.name!r} compares groups, and domain_column=None has none. Name the column that holds the "
+            "domain by domain_column=..., or choose a method without groups."
+        )
+    if scope == "local" and ("memory" in needs or "features" in needs or method.hook is not None):
+        raise ValueError(
+            f"Method {method.name!r} needs the whole batch of every update, and perturbation_scope='local' gives each "
+            "micro-batch a step of its own. Use perturbation_scope='global', the default."
+        )
+    if scaler is not None and method.hook is not None:
+        raise ValueError(
+            f"Method {method.name!r} updates the weights itself, past the GradScaler of fp16. Use bf16 or fp32."
+        )
+    attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    if "curvature" in needs and attention not in TWICE_DIFFERENTIABLE:
+        raise ValueError(
+            f"Method {method.name!r} takes second derivatives, and the attention {attention!r} has none. Load the "
+            "model with attn_implementation='sdpa' or 'eager'."
+        )
