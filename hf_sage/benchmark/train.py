@@ -135,7 +135,7 @@ def train(argv: Sequence[str]) -> dict[str, float]:
         eval_dataset=_used_for("validation", splits),
         processing_class=processor,
         compute_metrics=accuracy,
-        callbacks=[DrawsCallback(collator)],
+        callbacks=[DrawsCallback(collator.training)],
     )
     result = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     trainer.save_model()
