@@ -29,6 +29,7 @@ from hf_sage.trainer.evaluation import Metrics, average_and_worst, metrics_by_do
 from hf_sage.trainer.groups import check_column, class_names, decode_groups, domains_of
 from hf_sage.trainer.logs import StepLog
 from hf_sage.trainer.loss import count_items, divides_by_items
+from hf_sage.trainer.publish import PublishMixin
 from hf_sage.trainer.refusals import refuse_what_cannot_be_exact
 from hf_sage.trainer.sampler import DomainBalancedSampler
 from hf_sage.trainer.window import Inputs, Rows, as_parts, cut, items_by_group
@@ -39,7 +40,7 @@ else:
     _Base = object
 
 
-class SAGEMixin(_Base):
+class SAGEMixin(PublishMixin, _Base):
     """The two-pass, group-aware step on top of `transformers.Trainer` or any subclass of it.
 
     Put it first among the bases: ``class SAGESFTTrainer(SAGEMixin, SFTTrainer): ...``. The arguments may be a
