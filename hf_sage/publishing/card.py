@@ -48,7 +48,7 @@ def metadata(facts: CardFacts) -> ModelCardData:
         library_name=facts.library_name,
         license=facts.license,
         metrics=sorted({result.metric for result in facts.results}) or None,
-        model_name=facts.name,
+        model_name=facts.name if results else None,  # of the model-index
         pipeline_tag=facts.pipeline_tag,
         tags=list(dict.fromkeys(["hf_sage", *domain_tags, facts.method, *facts.tags])),
     )

@@ -51,13 +51,14 @@ class Publishing(Settings):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Uploads as the base does: with our card, and what the checkpoint says of this machine cut out first."""
-        self._warn_of_failed_pushes()
+        before = getattr(self, "push_in_progress", None)  # the base lets go of it once it is done
         if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
             hide_local_paths(checkpoint_folder)
             _hide_best_checkpoint(Path(checkpoint_folder) / STATE)
             self.create_model_card(model_name=(self.hub_model_id or "").split("/")[-1] or None)
         with self._veiled_args():
             super()._push_from_checkpoint(checkpoint_folder)
+        self._warn_of_failures(before)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """Uploads model, processor, configuration and model card, as the base does and with its arguments.
@@ -140,11 +141,10 @@ class Publishing(Settings):
 
     def _finish_current_push(self) -> None:
         super()._finish_current_push()
-        self._warn_of_failed_pushes()
+        self._warn_of_failures(getattr(self, "push_in_progress", None))  # absent until the repository was made
 
-    def _warn_of_failed_pushes(self) -> None:
+    def _warn_of_failures(self, push: Any) -> None:
         """Says once of each upload in the background that failed; the base drops their errors."""
-        push: Any = getattr(self, "push_in_progress", None)  # absent until the repository was made
         for job in [] if push is None else list(push.jobs):
             if job.done() and not job.cancelled() and (error := job.exception()) is not None:
                 push.jobs.remove(job)
