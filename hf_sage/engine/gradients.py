@@ -47,6 +47,7 @@ class CleanPass:
         gradient: ḡ = Σ_k w_k g_k for each parameter; ``None`` where no group has a gradient.
         agreement: S over the groups, 1 for one group.
         group_losses: For each group the sum of its parts' losses and the sum of their weights.
+        parts: What a second pass over the same rows goes through.
         random_states: The state of the random generators before each part, if they were asked for.
     """
 
@@ -54,6 +55,7 @@ class CleanPass:
     gradient: Gradients
     agreement: Tensor
     group_losses: dict[Hashable, tuple[Tensor, float]]
+    parts: Sequence[Part]
     random_states: list[RandomState]
 
 
@@ -125,6 +127,7 @@ def clean_pass(
     keep = reduce.scatter if len(groups) > 1 else reduce  # one group is the mean already, and is compared to none
     pieces: list[Gradients] = []
     losses: dict[Hashable, tuple[Tensor, float]] = {}
+    parts = [part for group in groups for part in parts if part.group == group]
     for group in groups:
         own = [part for part in parts if part.group == group]
         gradient, loss = gradient_of(parameters, own, backward, record=record)
@@ -133,10 +136,10 @@ def clean_pass(
         losses[group] = (loss, sum(part.weight for part in own))
     total = torch.stack([loss for loss, _ in losses.values()]).sum()
     if len(groups) == 1:
-        return CleanPass(total, pieces[0], torch.ones_like(total, dtype=torch.float64), losses, record or [])
+        return CleanPass(total, pieces[0], torch.ones_like(total, dtype=torch.float64), losses, parts, record or [])
     # S is made of cosines: w_k g_k serves as well as g_k.
     agreement = gradient_agreement(reduce.gram(pieces))
-    return CleanPass(total, reduce.gather(_sum(pieces), parameters), agreement, losses, record or [])
+    return CleanPass(total, reduce.gather(_sum(pieces), parameters), agreement, losses, parts, record or [])
 
 
 def _sum(gradients: list[Gradients]) -> Gradients:

@@ -41,3 +41,13 @@ class RandomState:
             torch.cuda.set_rng_state_all(self.cuda)
         np.random.set_state(self.numpy)  # type: ignore[arg-type]  # NumPy types the same value differently in and out
         random.setstate(self.python)
+
+    def is_present(self) -> bool:
+        """Whether nothing was drawn since the state was captured, nor any generator seeded."""
+        now = RandomState.capture()
+        return (
+            torch.equal(self.cpu, now.cpu)
+            and all(torch.equal(a, b) for a, b in zip(self.cuda, now.cuda, strict=True))
+            and str(self.numpy) == str(now.numpy)
+            and self.python == now.python
+        )

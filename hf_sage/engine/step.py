@@ -20,6 +20,7 @@ from hf_sage.corrections import Descent
 from hf_sage.engine.batchnorm import frozen_running_statistics
 from hf_sage.engine.distributed import Gradients, Reduction
 from hf_sage.engine.gradients import Backward, Part, clean_pass, gradient_of
+from hf_sage.engine.joint import Joint, joint_clean_pass
 from hf_sage.engine.perturbation import perturbed
 from hf_sage.engine.sharding import MeanByFSDP, check_same_passes, is_sharded, reshard, resharded
 from hf_sage.methods import Method
@@ -79,6 +80,7 @@ def two_pass_step(
     inspect: Callable[[Sequence[Tensor], Sequence[Tensor]], None] | None = None,
     parameters: Sequence[nn.Parameter] | None = None,
     second_pass: Callable[[], AbstractContextManager[None]] = nullcontext,
+    joint: Joint | None = None,
 ) -> StepReport:
     """Computes the gradient at θ + ε and adds it to ``.grad``; θ is the same bits afterwards, also if a pass raises.
 
@@ -94,6 +96,8 @@ def two_pass_step(
         same_dropout: Whether the second pass draws the first pass's random numbers.
         parameters: θ, where it is more than the model's own: a loss may have parameters too.
         second_pass: Surrounds the second pass.
+        joint: The same batch as one, its rows sorted by group: then both passes go through it at once, wherever the
+            groups' gradients can be told apart within one pass, see `hf_sage.engine.joint`. Elsewhere nothing changes.
         inspect: Is shown θ and ε right before one is added to the other; it must change neither.
 
     Returns:
@@ -118,7 +122,11 @@ def two_pass_step(
         reduce = MeanByFSDP()
 
     # Phases 1 and 2: sub-objective gradients, mean gradient, agreement
-    clean = clean_pass(parameters, parts, backward, groups=groups, reduce=reduce, record_randomness=same_dropout)
+    clean = None
+    if joint is not None and len(groups) > 1:
+        clean = joint_clean_pass(model, parameters, parts, joint, backward, same_dropout, second_pass)
+    if clean is None:
+        clean = clean_pass(parameters, parts, backward, groups=groups, reduce=reduce, record_randomness=same_dropout)
     is_finite = all_finite([g for g in clean.gradient if g is not None])
     theta = [p for p, g in zip(parameters, clean.gradient, strict=True) if g is not None]
     if not is_finite or method.ascent is None or not method.perturbs or not theta:
@@ -135,7 +143,7 @@ def two_pass_step(
 
     # Phases 4, 5 and 6: ascend, perturbed pass over the same parts, restore
     with resharded(model), perturbed(theta, epsilon), frozen_running_statistics(model), second_pass():
-        gradient, loss = gradient_of(parameters, parts, backward, replay=clean.random_states or None)
+        gradient, loss = gradient_of(parameters, clean.parts, backward, replay=clean.random_states or None)
     _accumulate(parameters, gradient)
     return StepReport(clean.loss, loss, clean.agreement, norm, clean.group_losses, is_finite)
 
