@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hf_sage.engine import (
     StepReport,
+    Verdict,
     descend,
     mean_over_ranks,
     same_running_statistics,
@@ -28,7 +29,7 @@ from hf_sage.trainer.groups import decode_groups
 from hf_sage.trainer.logs import StepLog
 from hf_sage.trainer.loss import count_items, divides_by_items
 from hf_sage.trainer.settings import Settings
-from hf_sage.trainer.window import Inputs, Rows, as_parts, cut, items_by_group
+from hf_sage.trainer.window import Inputs, Rows, as_joint, as_parts, cut, items_by_group
 
 COUNTERS = ("_metrics", "_total_train_tokens", "accum_loss_components")
 """Where TRL's trainers and sentence-transformers' count in compute_loss."""
@@ -44,6 +45,7 @@ class TwoPasses(Settings):
         self._window: list[Inputs] = []
         self._report: StepReport | None = None
         self._loss_divides_by_items: bool | None = None
+        self._verdict = Verdict()
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -103,6 +105,7 @@ class TwoPasses(Settings):
             return value  # type: ignore[no-any-return]
 
         local = self.sage_args.perturbation_scope == "local"
+        one_by_one = local or len(window) == 1  # the gradients of several micro-batches are compared by their sums
         reports = [
             two_pass_step(
                 model,
@@ -115,6 +118,7 @@ class TwoPasses(Settings):
                 inspect=self._inspect if self._step_log.precision.is_due and self.args.process_index == 0 else None,
                 parameters=self._parameters(model),
                 second_pass=self._unnoticed,
+                joint=as_joint(chunk, loss, weight, self._verdict, scale_loss=not divides) if one_by_one else None,
             )
             for chunk in ([own for own in pieces if own] or [[]] if local else [rows])
         ]
