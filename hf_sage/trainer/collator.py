@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -59,3 +59,24 @@ def _take(name: str, value: Any, rows: list[int], batch_size: int) -> Any:
     if isinstance(value, list | tuple) and len(value) == batch_size:
         return [value[i] for i in rows]
     return value
+
+
+def join_rows(parts: Sequence[Mapping[str, Any]], sizes: Sequence[int]) -> dict[str, Any]:
+    """The batch that parts of one batch make, one after the other; undoes `take_rows`.
+
+    Args:
+        parts: What `take_rows` returned.
+        sizes: The number of rows of each.
+    """
+    return {name: _join([part[name] for part in parts], sizes) for name in parts[0]}
+
+
+def _join(values: Sequence[Any], sizes: Sequence[int]) -> Any:
+    first = values[0]
+    if isinstance(first, Mapping):
+        return join_rows(values, sizes)
+    if isinstance(first, Tensor) and first.dim() > 0:
+        return torch.cat(list(values))
+    if isinstance(first, list | tuple) and all(len(v) == n for v, n in zip(values, sizes, strict=True)):
+        return [row for value in values for row in value]
+    return first

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_sage.engine import Verdict
 from hf_sage.trainer.batches import DomainBatches
 from hf_sage.trainer.checkpoints import Checkpoints
 from hf_sage.trainer.evaluation import DomainEvaluation
@@ -41,6 +42,7 @@ class SAGEMixin(TwoPasses, DomainBatches, DomainEvaluation, Checkpoints, Publish
         """Looks at the set-up, which a hyperparameter search changes between trainings; called when one begins."""
         refuse_what_cannot_be_exact(self.args, self.accelerator, self.model, self.sage_method)
         self._step_log = StepLog()  # steps of an earlier training that were never logged are forgotten
+        self._verdict = Verdict()  # a search begins anew, with another model
         self._class_names = class_names(self.train_dataset, self._column) if self._column else {}
         self._check_sampling()
         self._prepare_method()

@@ -17,6 +17,7 @@ from hf_sage.engine import (
     FeatureTap,
     Part,
     StepReport,
+    Verdict,
     apply_hook,
     descend,
     mean_over_ranks,
@@ -37,7 +38,7 @@ from hf_sage.trainer.logs import StepLog
 from hf_sage.trainer.loss import count_items, divides_by_items
 from hf_sage.trainer.needs import check_needs
 from hf_sage.trainer.settings import Settings
-from hf_sage.trainer.window import Inputs, Rows, as_parts, cut, items_by_group
+from hf_sage.trainer.window import Inputs, Rows, as_joint, as_parts, cut, items_by_group
 
 COUNTERS = ("_metrics", "_total_train_tokens", "accum_loss_components")
 """Where TRL's trainers and sentence-transformers' count in compute_loss."""
@@ -57,6 +58,7 @@ class TwoPasses(Settings):
         self._memories: dict[str, Memory] = {}  # what the method's rules remember
         self._tap: FeatureTap | None = None
         self._auxiliary: AuxiliaryBatches | None = None
+        self._verdict = Verdict()
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -122,6 +124,7 @@ class TwoPasses(Settings):
             done = self._apply_hook(model, method.hook, parts, list(items))
             if done is not None:
                 return done
+        one_by_one = local or len(window) == 1  # the gradients of several micro-batches are compared by their sums
         reports = [
             two_pass_step(
                 model,
@@ -138,6 +141,7 @@ class TwoPasses(Settings):
                 second_pass=self._unnoticed,
                 auxiliary=self._auxiliary_parts(loss, divides, num_items),
                 tap=self._tap,
+                joint=as_joint(chunk, loss, weight, self._verdict, scale_loss=not divides) if one_by_one else None,
             )
             for chunk in ([own for own in pieces if own] or [[]] if local else [rows])
         ]

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from hf_sage.engine import Part
+from hf_sage.engine import Joint, Part, Verdict
 from hf_sage.engine.distributed import gathered
-from hf_sage.trainer.collator import take_rows
+from hf_sage.trainer.collator import join_rows, take_rows
 
 Inputs = dict[str, Any]
 
@@ -95,6 +95,26 @@ def _class_indices(inputs: Inputs) -> Tensor | None:
     """One integer label a row, if that is what the labels are."""
     labels = inputs.get("labels") if isinstance(inputs, Mapping) else None
     return labels if isinstance(labels, Tensor) and labels.dim() == 1 and not labels.is_floating_point() else None
+
+
+def as_joint(
+    rows: list[Rows], loss: Callable[[Inputs], Tensor], weight: float, verdict: Verdict, *, scale_loss: bool
+) -> Joint | None:
+    """The pieces of one micro-batch as one batch again, sorted by group; ``None`` where it is one piece anyway.
+
+    Args:
+        rows: The pieces.
+        loss: See `as_parts`.
+        weight: See `as_parts`.
+        verdict: What earlier steps found out about the model.
+        scale_loss: See `as_parts`.
+    """
+    if len(rows) < 2:
+        return None
+    sizes = [batch_size(piece.inputs) for piece in rows]
+    whole = Rows(None, join_rows([piece.inputs for piece in rows], sizes), sum(piece.items for piece in rows))
+    (part,) = as_parts([whole], loss, weight, scale_loss=scale_loss)
+    return Joint([(piece.group, n) for piece, n in zip(rows, sizes, strict=True)], part.loss, verdict)
 
 
 def batch_size(inputs: Mapping[str, Any]) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hf_sage.agreement import gradient_agreement
 from hf_sage.engine.gradients import Backward, CleanPass, Part
-from hf_sage.engine.joint.trial import Joint, Verdict, obstacle_at_sight, run, tried
+from hf_sage.engine.joint.trial import Joint, Verdict, run, tried
 
 __all__ = ["Joint", "Verdict", "joint_clean_pass"]
 
@@ -48,8 +48,6 @@ def joint_clean_pass(
         The `CleanPass`, or ``None`` with everything as it was but for what ``joint.verdict`` remembers.
     """
     verdict = joint.verdict
-    if verdict.obstacle is None:
-        verdict.obstacle = obstacle_at_sight(model, parameters)
     if verdict.obstacle is None and not verdict.proven:
         tried(model, parameters, parts, joint, backward, unnoticed)
     if verdict.obstacle is not None or not verdict.proven:

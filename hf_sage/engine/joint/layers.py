@@ -4,6 +4,8 @@ Each takes an ``anchor`` that requires a gradient and gets none, so that the bac
 requires none, and takes its parameters detached, so that nobody but the collector is told of their gradients.
 """
 
+# ruff: noqa: D102, ARG004 - forward and backward, and what they are given, are torch's
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -43,9 +45,9 @@ class Linear(Function):
         return F.linear(x, weight.t() if transposed else weight, bias)
 
     @staticmethod
-    def backward(ctx: Context, *grads: Tensor) -> Any:
+    def backward(ctx: Context, dy: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        dy = grads[0].reshape(-1, grads[0].shape[-1])
+        shape, dy = dy.shape, dy.reshape(-1, dy.shape[-1])
         if ctx.of_weight:
             x = x.reshape(-1, x.shape[-1])
             share = products(x, dy, ctx.collector.rows) if ctx.transposed else products(dy, x, ctx.collector.rows)
@@ -54,7 +56,7 @@ class Linear(Function):
             ctx.collector.add(ctx.of_bias, ready(ctx.collector.rows.sums(dy)))
         dx = None
         if weight is not None:
-            dx = (dy @ (weight.t() if ctx.transposed else weight)).view(*grads[0].shape[:-1], -1)
+            dx = (dy @ (weight.t() if ctx.transposed else weight)).view(*shape[:-1], -1)
         return None, dx, None, None, None, None, None, None
 
 
@@ -79,9 +81,9 @@ class Convolution(Function):
         return torch.convolution(x, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups)
 
     @staticmethod
-    def backward(ctx: Context, *grads: Tensor) -> Any:
+    def backward(ctx: Context, dy: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        dy, rows = grads[0], ctx.collector.rows
+        rows = ctx.collector.rows
         stride, padding, dilation, groups = ctx.shape
 
         def gradient(x: Tensor, dy: Tensor, weight: Tensor, wanted: int) -> Tensor:
@@ -91,13 +93,12 @@ class Convolution(Function):
             )
             return found[wanted]
 
-        def share(start: int, stop: int) -> Tensor:
-            if groups > 1:
-                start, stop, cut = 0, len(weight), slice(start, stop)
-            else:
-                cut = slice(None)
-            parts = zip(rows.split(x), rows.split(dy), strict=True)
-            return torch.stack([gradient(a, b[:, start:stop], weight[start:stop], 1)[cut] for a, b in parts])
+        def share(start: int, stop: int, out: Tensor) -> Tensor:
+            channels = slice(start, stop) if groups == 1 else slice(None)
+            for own, a, b in zip(out, rows.split(x), rows.split(dy), strict=True):
+                found = gradient(a, b[:, channels], weight[channels], 1)
+                own.copy_((found if groups == 1 else found[start:stop]).flatten(1))
+            return out
 
         if ctx.of_weight:
             kernel = tuple(weight.shape[2:])
@@ -127,8 +128,8 @@ class Embedding(Function):
         return F.embedding(indices, weight)
 
     @staticmethod
-    def backward(ctx: Context, *grads: Tensor) -> Any:
-        (indices,), dy, rows = ctx.saved_tensors, grads[0], ctx.collector.rows
+    def backward(ctx: Context, dy: Tensor) -> Any:
+        (indices,), rows = ctx.saved_tensors, ctx.collector.rows
         parts = []
         for own, g in zip(rows.split(indices), rows.split(dy), strict=True):
             sorted_, order = own.reshape(-1).sort()
@@ -137,15 +138,52 @@ class Embedding(Function):
                 g = g.masked_fill((own == ctx.padding_index).unsqueeze(-1), 0)
             parts.append((sorted_, order, [0, *counts.cumsum(0).tolist()], g.reshape(-1, g.shape[-1])))
 
-        def share(start: int, stop: int) -> Tensor:
-            stack = dy.new_zeros(len(parts), stop - start, dy.shape[-1])
-            for table, (sorted_, order, first, g) in zip(stack, parts, strict=True):
+        def share(start: int, stop: int, out: Tensor) -> Tensor:
+            for table, (sorted_, order, first, g) in zip(out.zero_(), parts, strict=True):
                 found = slice(first[start], first[stop])
                 table.index_add_(0, sorted_[found] - start, g[order[found]])
-            return stack
+            return out
 
         ctx.collector.add(ctx.leaf, share)
         return None, None, None, None, None, None
+
+
+class LayerNorm(Function):
+    """A normalisation over the last dimensions."""
+
+    @staticmethod
+    def forward(
+        ctx: Context,
+        anchor: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        of_weight: Leaf | None,
+        of_bias: Leaf | None,
+        shape: list[int],
+        eps: float,
+        collector: Collector,
+    ) -> Tensor:
+        ctx.of_weight, ctx.of_bias, ctx.shape, ctx.collector = of_weight, of_bias, shape, collector
+        y, mean, scale = torch.native_layer_norm(x, shape, weight, bias, eps)
+        ctx.save_for_backward(x, mean, scale, weight, bias)
+        return y
+
+    @staticmethod
+    def backward(ctx: Context, dy: Tensor) -> Any:
+        x, mean, scale, weight, bias = ctx.saved_tensors
+        mask = [ctx.needs_input_grad[1], ctx.of_weight is not None, ctx.of_bias is not None]
+        parts = zip(*(ctx.collector.rows.split(t) for t in (dy, x, mean, scale)), strict=True)
+        found = [
+            torch.ops.aten.native_layer_norm_backward(g, own, ctx.shape, m, s, weight, bias, mask)
+            for g, own, m, s in parts
+        ]
+        of_x, of_weight, of_bias = zip(*found, strict=True)
+        if ctx.of_weight:
+            ctx.collector.add(ctx.of_weight, ready(torch.stack(of_weight)))
+        if ctx.of_bias:
+            ctx.collector.add(ctx.of_bias, ready(torch.stack(of_bias)))
+        return None, torch.cat(of_x) if mask[0] else None, *[None] * 7
 
 
 class Rowwise(Function):
@@ -166,18 +204,21 @@ class Rowwise(Function):
         return function(x, *parameters)
 
     @staticmethod
-    def backward(ctx: Context, *grads: Tensor) -> Any:
+    def backward(ctx: Context, dy: Tensor) -> Any:
         x, *parameters = ctx.saved_tensors
         rows, wants_dx = ctx.collector.rows, ctx.needs_input_grad[1]
         of_x: list[Tensor] = []
         of_parameters: list[tuple[Tensor, ...]] = []
-        for own, dy in zip(rows.split(x), rows.split(grads[0]), strict=True):
+        for own, g in zip(rows.split(x), rows.split(dy), strict=True):
             with torch.enable_grad():
                 own = own.detach().requires_grad_(wants_dx)
-                given = [p if leaf is None else p.detach().requires_grad_() for p, leaf in zip(parameters, ctx.leaves)]
+                given = [
+                    p if leaf is None else p.detach().requires_grad_()
+                    for p, leaf in zip(parameters, ctx.leaves, strict=True)
+                ]
                 y = ctx.function(own, *given)
             wanted = [own] * wants_dx + [p for p, leaf in zip(given, ctx.leaves, strict=True) if leaf]
-            found = torch.autograd.grad(y, wanted, dy)
+            found = torch.autograd.grad(y, wanted, g)
             of_x += found[:wants_dx]
             of_parameters.append(found[wants_dx:])
         leaves = [leaf for leaf in ctx.leaves if leaf]
@@ -197,23 +238,30 @@ class Lift(Function):
         return p.expand(shape)
 
     @staticmethod
-    def backward(ctx: Context, *grads: Tensor) -> Any:
-        sums = [
-            dy.sum_to_size((1,) * (dy.dim() - len(ctx.shape)) + tuple(ctx.shape))
-            for dy in ctx.collector.rows.split(grads[0])
-        ]
-        ctx.collector.add(ctx.leaf, ready(torch.stack(sums).view(len(sums), *(ctx.shape or (1,)))))
+    def backward(ctx: Context, dy: Tensor) -> Any:
+        shape = (1,) * (dy.dim() - len(ctx.shape)) + tuple(ctx.shape)
+        sums = [part.sum_to_size(shape) for part in ctx.collector.rows.split(dy)]
+        ctx.collector.add(ctx.leaf, ready(torch.stack(sums).view(len(sums), *ctx.shape)))
         return None, None, None, None, None
 
 
 def products(left: Tensor, right: Tensor, rows: GroupRows) -> Share:
     """The share of each group's ``left.T @ right``, of matrices with a multiple of the batch's rows."""
     if len(set(rows.sizes)) == 1:
-        k = len(rows.sizes)
-        lefts, rights = left.view(k, -1, left.shape[1]), right.view(k, -1, right.shape[1])
-        return lambda start, stop: torch.bmm(lefts[:, :, start:stop].mT, rights)
-    pairs = list(zip(rows.split(left), rows.split(right), strict=True))
-    return lambda start, stop: torch.stack([a[:, start:stop].mT @ b for a, b in pairs])
+        lefts, rights = (m.view(len(rows.sizes), -1, m.shape[1]) for m in (left, right))
+
+        def share(start: int, stop: int, out: Tensor) -> Tensor:
+            return torch.bmm(lefts[:, :, start:stop].mT, rights, out=out)
+
+    else:
+        pairs = list(zip(rows.split(left), rows.split(right), strict=True))
+
+        def share(start: int, stop: int, out: Tensor) -> Tensor:
+            for own, (a, b) in zip(out, pairs, strict=True):
+                torch.mm(a[:, start:stop].mT, b, out=own)
+            return out
+
+    return share
 
 
 def _columns(dy: Tensor) -> Tensor:
@@ -225,7 +273,8 @@ def _patches(x: Tensor, kernel: tuple[int, ...]) -> Tensor:
     """The patches that a kernel as large as its stride sees: a row for each, in the order of the kernel's entries."""
     for i, size in enumerate(kernel):  # (B, C, H, W) -> (B, C, h, kh, w, kw); what is left over at the edge is not seen
         d = 2 + 2 * i
-        x = x.narrow(d, 0, x.shape[d] // size * size).unflatten(d, (-1, size))
+        whole = x.shape[d] // size * size
+        x = x.narrow(d, 0, whole).reshape(*x.shape[:d], -1, size, *x.shape[d + 1 :])
     n = len(kernel)
     places, entries = [2 + 2 * i for i in range(n)], [3 + 2 * i for i in range(n)]
     x = x.permute(0, *places, 1, *entries)

@@ -62,8 +62,8 @@ class GroupLosses:
         self._whole.append(sums.sum())
         return self._whole[-1]
 
-    def take_apart(self, loss: Tensor) -> Tensor:
-        """Finds out what the loss of the batch makes of the losses it was computed from; returns it as it is."""
+    def take_apart(self, loss: Tensor) -> None:
+        """Finds out what the loss of the batch makes of the losses it was computed from; to be called once."""
         found = [w for w in self._whole if w.requires_grad]
         if found and loss.requires_grad:
             slopes = torch.autograd.grad(loss, found, retain_graph=True, allow_unused=True)
@@ -71,7 +71,6 @@ class GroupLosses:
             if shares:
                 self._found = torch.stack(shares).sum(0), loss.detach()
         self._whole.clear()
-        return loss
 
     def shares(self) -> Tensor | None:
         """Each group's share of the loss, (K,); ``None`` if they are not known, or not all there is in the loss."""
@@ -81,12 +80,12 @@ class GroupLosses:
         return None if (shares.sum() - loss).abs() > TOLERANCE * loss.abs() else shares  # a NaN is no disagreement
 
 
-def _class_weights(x: Tensor, target: Tensor, options: dict[str, Any]) -> Tensor | float:
+def _class_weights(x: Tensor, target: Tensor, options: dict[str, Any]) -> Tensor:
     """What the mean of a loss over classes divides by."""
     if target.is_floating_point():  # probabilities of classes
-        return x.numel() / x.shape[1]
+        return torch.tensor(x.numel() / x.shape[1], device=x.device)
     is_item = target != options["ignore_index"]
-    if options["weight"] is None:
-        return is_item.sum()
-    weights: Tensor = options["weight"][target.masked_fill(~is_item, 0)]
-    return (weights * is_item).sum()
+    weights: Tensor | None = options["weight"]
+    if weights is None:
+        return torch.sum(is_item)
+    return torch.sum(weights[target.masked_fill(~is_item, 0)] * is_item)

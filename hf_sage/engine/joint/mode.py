@@ -1,4 +1,4 @@
-"""The forward and backward pass over all groups' rows at once, in which parameters are met by the collector."""
+"""The forward pass over all groups' rows at once, in which functions of parameters are replaced."""
 
 from __future__ import annotations
 
@@ -34,37 +34,30 @@ class JointMode(TorchFunctionMode):
         self.losses = GroupLosses(collector.rows)
         self.anchor = torch.zeros((), requires_grad=True)
         self.signature: list[tuple[Any, ...]] = []
-        self._is_forward = True
 
     @property
     def rows(self) -> GroupRows:
         """The groups' rows."""
         return self.collector.rows
 
-    def backward_follows(self, loss: Tensor) -> Tensor:
-        """To be called between the passes, with the loss; returns it."""
-        self._is_forward = False
-        return self.losses.take_apart(loss)
-
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if not self.collector.has_any((*args, *kwargs.values())):
+            if func is F.batch_norm and _argument(args, kwargs, 5, "training", False):
+                self._meet("batch normalisation, which mixes the groups")
+            return self.losses(func, args, kwargs)
         if not torch.is_grad_enabled():
             return func(*args, **kwargs)
         tensors = list(_tensors((*args, *kwargs.values())))
         shared = [t for t in tensors if t in self.collector]
-        if not shared:
-            if func is F.batch_norm and _argument(args, kwargs, 5, "training", False):
-                self._meet("batch normalisation, which mixes the groups")
-            return self.losses(func, args, kwargs) if self._is_forward else func(*args, **kwargs)
+        if torch.is_autocast_enabled(shared[0].device.type):
+            self._meet("autocast")
         rule = RULES.get(func)
-        found = (
-            rule(self, *args, **kwargs)
-            if rule is not None and not torch.is_autocast_enabled(shared[0].device.type)
-            else None
-        )
-        if found is not None:
-            self._sign(func, shared, "rows")
-            return found
+        if rule is not None:
+            found = rule(self, *args, **kwargs)
+            if found is not None:
+                self._sign(func, shared, "rows")
+                return found
         found = func(*args, **kwargs)
         made = [t for t in _tensors((found,)) if t.requires_grad and t not in self.collector]
         if made:
@@ -88,13 +81,11 @@ class JointMode(TorchFunctionMode):
         if p is None or p not in self.collector:
             return None
         leaf = self.collector.leaf(p)
-        if self._is_forward:  # else a checkpointed part runs again, for what its first run did not keep
-            leaf.uses += 1
+        leaf.uses += 1
         return leaf
 
     def _sign(self, func: Any, shared: list[Tensor], role: str) -> None:
-        if self._is_forward:
-            self.signature.append((func, *(self.collector.leaf(t).index for t in shared), role))
+        self.signature.append((func, *(self.collector.leaf(t).index for t in shared), role))
 
     def _meet(self, obstacle: str) -> None:
         self.collector.obstacle = self.collector.obstacle or obstacle

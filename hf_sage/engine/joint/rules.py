@@ -3,6 +3,8 @@
 A rule has the signature of the function it stands for, behind the pass. It returns ``None`` where it does not apply.
 """
 
+# ruff: noqa: D103, ARG001 - arguments, and what they mean, are those of the function of torch of the same name
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_sage.engine.joint.layers import Convolution, Embedding, Lift, Linear, Rowwise
+from hf_sage.engine.joint.layers import Convolution, Embedding, LayerNorm, Lift, Linear, Rowwise
 
 if TYPE_CHECKING:
     from hf_sage.engine.joint.mode import JointMode
@@ -88,8 +90,11 @@ def layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor | None:
-    shape = tuple(normalized_shape)
-    return _rowwise(mode, lambda x, w, b: F.layer_norm(x, shape, w, b, eps), input, weight, bias, more=len(shape))
+    shape = list(normalized_shape)
+    if not mode.is_rows(input) or input.dim() <= len(shape) or not mode.are_shared(weight, bias):
+        return None
+    leaves = mode.use(weight), mode.use(bias)
+    return _applied(LayerNorm, mode, input, weight, bias, *leaves, shape, eps, mode.collector)
 
 
 def rms_norm(
@@ -120,9 +125,7 @@ def _rowwise(
     if not mode.is_rows(x) or x.dim() <= more or not mode.are_shared(*parameters):
         return None
     leaves = tuple(mode.use(p) for p in parameters)
-    given = [None if p is None else p.detach() for p in parameters]
-    result: Tensor = Rowwise.apply(mode.anchor, x, function, leaves, mode.collector, *given)
-    return result
+    return _applied(Rowwise, mode, x, function, leaves, mode.collector, *parameters)
 
 
 def expand(mode: JointMode, input: Tensor, *sizes: Any) -> Tensor | None:
@@ -131,15 +134,14 @@ def expand(mode: JointMode, input: Tensor, *sizes: Any) -> Tensor | None:
     is_new = len(shape) > input.dim() or (input.shape[0] == 1 and rows != 1)
     if not is_new or rows != mode.rows.total:
         return None
-    result: Tensor = Lift.apply(mode.anchor, input.detach(), shape, mode.use(input), mode.collector)
-    return result
+    return _applied(Lift, mode, input.detach(), shape, mode.use(input), mode.collector)
 
 
 def elementwise(function: Callable[..., Tensor]) -> Rule:
-    """The rule of a function of entries: what is shared is repeated for every row."""
+    """The rule of a function that repeats what is smaller, as sums of entries do: what is shared is repeated here."""
 
     def rule(mode: JointMode, *args: Any, **kwargs: Any) -> Tensor | None:
-        tensors = [a for a in args if isinstance(a, Tensor)]
+        tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
         rows = [t for t in tensors if mode.is_rows(t) and t.requires_grad]
         shared = [t for t in tensors if t in mode.collector]
         dims = max((t.dim() for t in rows), default=0)
@@ -151,16 +153,16 @@ def elementwise(function: Callable[..., Tensor]) -> Rule:
             if not isinstance(t, Tensor) or t not in mode.collector:
                 return t
             shape = (length, *[1] * (dims - 1 - t.dim()), *t.shape[t.dim() == dims :])
-            return Lift.apply(mode.anchor, t.detach(), shape, mode.use(t), mode.collector)
+            return _applied(Lift, mode, t.detach(), shape, mode.use(t), mode.collector)
 
-        return function(*map(lifted, args), **kwargs)
+        return function(*map(lifted, args), **{name: lifted(value) for name, value in kwargs.items()})
 
     return rule
 
 
-def _applied(function: Any, mode: JointMode, x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+def _applied(function: Any, mode: JointMode, x: Tensor, *rest: Any) -> Tensor:
     given = [r.detach() if isinstance(r, Tensor) else r for r in rest]
-    result: Tensor = function.apply(mode.anchor, x, weight.detach(), *given)
+    result: Tensor = function.apply(mode.anchor, x, *given)
     return result
 
 
@@ -170,7 +172,7 @@ def _each(n: int, value: int | Sequence[int]) -> tuple[int, ...]:
 
 
 _T = torch.Tensor
-RULES: dict[Any, Rule] = {
+_ROWS: dict[Any, Rule] = {
     F.linear: linear,
     torch.matmul: matmul,
     _T.matmul: matmul,
@@ -184,11 +186,10 @@ RULES: dict[Any, Rule] = {
     F.rms_norm: rms_norm,
     F.group_norm: group_norm,
     _T.expand: expand,
-} | {
-    f: elementwise(f)
-    for f in (
-        *(torch.add, torch.sub, torch.mul, torch.div, torch.where, torch.addcmul),
-        *(_T.add, _T.sub, _T.mul, _T.div, _T.add_, _T.sub_, _T.mul_, _T.div_, _T.__rsub__, _T.__rtruediv__),
-    )
 }
+_ENTRIES = (
+    *(torch.add, torch.sub, torch.mul, torch.div, torch.where, F.scaled_dot_product_attention),
+    *(_T.add, _T.sub, _T.mul, _T.div, _T.add_, _T.sub_, _T.mul_, _T.div_, _T.__rsub__, _T.__rtruediv__),
+)
+RULES: dict[Any, Rule] = _ROWS | {function: elementwise(function) for function in _ENTRIES}
 """The rule for each function that may be called with a parameter."""

@@ -96,12 +96,20 @@ def run(
     names, sizes = zip(*joint.rows, strict=True)
     collector = Collector(parameters, GroupRows(names, sizes), probe)
     states: list[RandomState] = []
-    with JointMode(collector) as mode:
-        part = Part(None, 1.0, lambda: mode.backward_follows(joint.loss()))
-        passed_by, loss = gradient_of(
-            parameters, [part], lambda loss: None if collector.obstacle else backward(loss), record=states
-        )
-        collector.finish()
+    mode = JointMode(collector)
+
+    def forward_pass() -> Tensor:
+        with mode:
+            loss = joint.loss()
+        mode.losses.take_apart(loss)
+        return loss
+
+    def backward_pass(loss: Tensor) -> None:
+        if collector.obstacle is None:
+            backward(loss)
+
+    passed_by, loss = gradient_of(parameters, [Part(None, 1.0, forward_pass)], backward_pass, record=states)
+    collector.finish()
     shares = mode.losses.shares()
     obstacle = collector.obstacle
     if obstacle is None and any(g is not None for g in passed_by):
@@ -135,6 +143,9 @@ def tried(
     Where the network draws random numbers, the groups would get others in passes of their own: then both are run as in
     evaluation. Nothing is decided by a batch whose loss or gradient is not finite.
     """
+    joint.verdict.obstacle = obstacle_at_sight(model, parameters)
+    if joint.verdict.obstacle is not None:
+        return
     state = RandomState.capture()
     try:
         with frozen_running_statistics(model), unnoticed():
@@ -147,7 +158,8 @@ def tried(
                     state.restore()
                 if found.obstacle is None and found.is_finite:
                     found.obstacle = _disagreement(parameters, parts, found, backward)
-                    joint.verdict.proven.add(found.signature)
+                    if found.obstacle is None:
+                        joint.verdict.proven.add(found.signature)
         joint.verdict.obstacle = found.obstacle
     except Exception as error:  # of whatever kind: one pass a group will meet it again if it is not of our making
         joint.verdict.obstacle = f"{type(error).__name__}: {error}"
@@ -163,7 +175,7 @@ def _disagreement(
     collector = found.collector
     for k, group in enumerate(collector.rows.names):
         gradient, loss = gradient_of(parameters, [part for part in parts if part.group == group], backward)
-        tolerance = max(_tolerance(p) for p in parameters)
+        tolerance = max(_tolerance(t) for t in (*parameters, loss))
         if (found.shares[k] - loss).abs() > tolerance * loss.abs():
             return f"the loss of group {group!r}"
         norms = [0.0 if g is None else float(torch.linalg.vector_norm(g.double())) for g in gradient]
@@ -183,10 +195,13 @@ def _probe(index: int, p: Tensor) -> Tensor:
     return torch.randn(p.shape, dtype=torch.float64, device=p.device, generator=generator)
 
 
-def _tolerance(p: Tensor) -> float:
-    """Half the digits of the arithmetic; on a GPU products and convolutions of fp32 may be those of TF32."""
-    eps = torch.finfo(p.dtype).eps
-    return math.sqrt(max(eps, 2.0**-10) if p.is_cuda and p.dtype == torch.float32 else eps)
+def _tolerance(t: Tensor) -> float:
+    """Half the digits of the arithmetic, of which TF32 has 10 bits.
+
+    That of fp32 at the most: some of a network is computed in fp32 whatever the rest is kept in.
+    """
+    digits = 2.0**-10 if t.is_cuda else torch.finfo(torch.float32).eps
+    return math.sqrt(max(torch.finfo(t.dtype).eps, digits))
 
 
 @contextmanager
