@@ -160,7 +160,7 @@ def test_presets_without_polynomials_ignore_the_steps(preset):
 @pytest.mark.parametrize("steps", [1, 5, 12])
 def test_columns_of_zeros_change_nothing(preset, steps):
     # The wide matrix is iterated by its Gram matrix, the square one by itself.
-    g, zeros = matrix(6, 6), torch.zeros(6, 12, dtype=torch.float64)
+    g, zeros = matrix(130, 130), torch.zeros(130, 130, dtype=torch.float64)
     wide = polar_factor(torch.cat([g, zeros], 1), preset, steps)
     assert_close([wide], [torch.cat([polar_factor(g, preset, steps), zeros], 1)], 1e-10)  # muon: 3.4¹² × eps
 
@@ -251,29 +251,29 @@ def test_null_directions_stay_null(preset, dtype):
     assert polar_factor(g, preset).isfinite().all()
 
 
-# Singular values i^decay, i = 1..rank, of a (96, 384) matrix: some far below what fp32 resolves in a Gram matrix
-SPECTRA = [(1, 0.0), (40, 0.0), (96, -1.0), (40, -2.0), (96, -4.0)]
+# Singular values i^decay, i = 1..rank, of a (160, 400) matrix: some far below what fp32 resolves in a Gram matrix
+SPECTRA = [(1, 0.0), (40, 0.0), (160, -1.0), (40, -2.0), (160, -4.0)]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize(("rank", "decay"), SPECTRA)
 def test_round_off_is_not_amplified(preset, rank, decay):
     values = torch.arange(1, rank + 1, dtype=torch.float64) ** decay
-    g = (orthogonal(96, 1)[:, :rank] * values) @ orthogonal(384, 2)[:rank]
+    g = (orthogonal(160, 1)[:, :rank] * values) @ orthogonal(400, 2)[:rank]
     found = polar_factor(g.float(), preset)
     singular_values = torch.linalg.svdvals(found.double())
     assert singular_values[0] < 1.21  # Muon's maximum; the others stay below 1.13
     null = singular_values[rank:] if preset != "svd" else []  # fp32 g has full rank, by its own round-off
     assert all(s < 1e-3 for s in null)
     resolved = values > 1e-2  # the share of each true singular direction, not only some singular values
-    share = ((orthogonal(96, 1).mT @ found.double()) * orthogonal(384, 2)[:96]).sum(1)[:rank][resolved]
+    share = ((orthogonal(160, 1).mT @ found.double()) * orthogonal(400, 2)[:160]).sum(1)[:rank][resolved]
     assert_close([share], [torch.diagonal(polar_factor(torch.diag(values), preset))[resolved]], 1e-3)
 
 
 @pytest.mark.parametrize("preset", ["polar_express", "cubic"])
 def test_many_steps_do_not_diverge_on_null_directions(preset):
-    rows = torch.randint(-8, 9, (2, 48), generator=generator(0)).float()
-    factor = polar_factor(torch.cat([rows, rows.sum(0, keepdim=True), rows]), preset, 60)
+    rows = torch.randint(-8, 9, (2, 260), generator=generator(0)).float()
+    factor = polar_factor(rows.repeat(70, 1), preset, 60)
     assert torch.linalg.svdvals(factor)[0] < 1.01  # the Gram matrix' null eigenvalues, slightly negative, would run off
 
 

@@ -36,6 +36,9 @@ _WIDE = 1.5
 For n × rn matrices and five quintics the products are 20 r + 10 (in units of n³) with G, 4 r + 34 with GGᵀ.
 """
 
+_SMALL = 128
+"""Matrices of so few rows are iterated directly: little is saved, and a Gram matrix' square enlarges round-off."""
+
 _GRAM_STEPS = 5
 """Polynomials applied to one Gram matrix, before that of the result is taken anew.
 
@@ -56,7 +59,7 @@ def iterate(x: Tensor, preset: str, steps: int) -> Tensor:
         A tensor of the same shape.
     """
     schedule = _schedule(preset, steps)
-    if x.shape[-1] < _WIDE * x.shape[-2]:
+    if x.shape[-2] <= _SMALL or x.shape[-1] < _WIDE * x.shape[-2]:
         for coefficients in schedule:
             x = _even_part(x @ x.mT, coefficients) @ x
         return x
