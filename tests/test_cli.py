@@ -12,7 +12,8 @@ import pytest
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoModelForImageClassification
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_sage.benchmark.launch import check_processes, relaunch
 from hf_sage.benchmark.train import parse
