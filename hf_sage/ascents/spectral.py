@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
-from hf_sage.ascents.base import Ascent, check_radius, like_shard, norms, reciprocal_or_zero, whole
+from hf_sage.ascents.base import Ascent, check_radius
+from hf_sage.ascents.layerwise import BiasRadius, check_bias_radius, layerwise
 from hf_sage.polar import PolarPreset, check_polar, polar_factor
 from hf_sage.rules import Step
-
-BiasRadius = Literal["fixed", "norm"]
-
-NEGLIGIBLE = 1e-6
-"""Gradients of less than this share of the whole gradient's norm are round-off and get no perturbation.
-
-Some gradients are zero in exact arithmetic (the key bias of attention, biases before a BatchNorm). Both rules below
-ignore the gradient's length, so they would blow that round-off up to a full step, different on every machine.
-"""
+from hf_sage.vectors import like_shard, whole
 
 
 @dataclass(frozen=True)
@@ -49,28 +40,14 @@ class SpectralAscent(Ascent):
     def __post_init__(self) -> None:
         check_radius(self.rho)
         check_polar(self.polar, self.polar_steps)
-        if self.bias_radius not in get_args(BiasRadius):
-            raise ValueError(f"Unknown bias_radius {self.bias_radius!r}: use 'fixed' (the paper's) or 'norm'.")
+        check_bias_radius(self.bias_radius)
 
     def __call__(
         self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], step: Step | None = None
     ) -> list[Tensor]:
         """Computes ε; see `Ascent`."""
-        lengths = norms(gradients)
-        felt = lengths > NEGLIGIBLE * torch.linalg.vector_norm(lengths)
-        return [
-            self._perturbation(p, g.to(torch.promote_types(p.dtype, torch.float32)), length) * is_felt
-            for p, g, length, is_felt in zip(parameters, gradients, lengths, felt, strict=True)
-        ]
+        return layerwise(parameters, gradients, self.rho, self._polar, self.bias_radius, self.weight_scale)
 
-    def _perturbation(self, parameter: Tensor, gradient: Tensor, length: Tensor) -> Tensor:
-        if gradient.dim() >= 2:
-            matrix = whole(gradient).flatten(1)
-            direction = polar_factor(matrix, self.polar, self.polar_steps).view(gradient.shape)
-            direction = like_shard(direction, gradient)
-            relative = self.weight_scale
-        else:
-            direction = gradient * reciprocal_or_zero(length)
-            relative = self.bias_radius == "norm"
-        radius = self.rho * torch.linalg.vector_norm(parameter, dtype=direction.dtype) if relative else self.rho
-        return direction * radius
+    def _polar(self, gradient: Tensor) -> Tensor:
+        matrix = whole(gradient).flatten(1)
+        return like_shard(polar_factor(matrix, self.polar, self.polar_steps).view(gradient.shape), gradient)
