@@ -58,7 +58,10 @@ class StepReport:
 
     @classmethod
     def merge(cls, reports: Sequence[StepReport]) -> StepReport:
-        """The report of a batch from those of its chunks, each with its own ε: losses add up, S and ‖ε‖ average."""
+        """The report of a batch from those of its chunks, each with its own ε: losses add up, S and ‖ε‖ average.
+
+        Several chunks are not looked back at.
+        """
         losses: dict[Hashable, tuple[Tensor, float]] = {}
         for report in reports:
             for group, (loss, weight) in report.group_losses.items():
@@ -77,6 +80,7 @@ class StepReport:
             facts={name: torch.stack([r.facts[name] for r in reports]).mean() for name in reports[0].facts}
             if all(r.facts.keys() == reports[0].facts.keys() for r in reports)
             else {},
+            look_back=reports[0].look_back if len(reports) == 1 else None,
         )
 
 

@@ -34,7 +34,7 @@ def sage(
 def sage_no_polar(rho: float = 1e-6, gamma: float = 1e-6, *, bias_radius: BiasRadius = "fixed") -> Method:
     """SAGE without orthogonalisation: the gradient's own direction in every layer (Ballas and Diou 2026).
 
-    With the optimizer of one's choice; Muon orthogonalises in the descent, ``optim="muon"`` where torch has it.
+    Its counterpart, orthogonalisation in the descent alone, is ERM with Muon for an optimizer.
     """
     return Method("sage_no_polar", FrobeniusAscent(rho, bias_radius), (AgreementNoise(gamma),))
 
