@@ -125,6 +125,16 @@ def test_power_iteration_stands_still_where_there_is_no_curvature():
     assert_close(power_iteration(lambda x: [x[0] * torch.inf], start, 3).vector, unit(start), ROUND_OFF)
 
 
+def test_refreshes_of_one_product_each_are_one_power_iteration():
+    """The vector and the shift are both remembered: a shift that was lost lets the negative end back in."""
+    h, vectors = with_eigenvalues(NEGATIVE_END)
+    model, memories = Quadratic(h), {}
+    for number in range(400):
+        two_pass_step(model, [Part("all", 1.0, model)], x_sam(RHO, 1.0, 1, 1), step=Step(number), memories=memories)
+    (found,) = memories["correction 0"]["eigenvector"]
+    assert abs(found @ vectors[:, 0]).item() == pytest.approx(1, abs=1e-10)
+
+
 @pytest.mark.parametrize(("alpha", "left"), [(0.0, 1.0), (1.0, 0.0), (2.0, -1.0), (0.25, 0.75)])
 @pytest.mark.parametrize("eigenvalues", [EIGENVALUES, NEGATIVE_END])
 def test_x_sam_leaves_a_share_of_the_part_along_the_eigenvector(alpha, left, eigenvalues):
