@@ -25,20 +25,23 @@ Memory = dict[str, Any]
 class Passes(Protocol):
     """Further evaluations of a step's batch. They leave parameters, buffers and ``.grad`` as they were."""
 
-    def gradient_at(self, epsilon: Sequence[Tensor]) -> list[Tensor]:
-        """The gradient of the batch's loss at θ + ε: one forward and one backward pass."""
+    def gradient_at(self, epsilon: Sequence[Tensor] | None) -> list[Tensor]:
+        """The gradient of the batch's loss at θ + ε, at θ for ``None``: one forward and one backward pass."""
 
     def auxiliary_gradient_at(self, epsilon: Sequence[Tensor] | None) -> list[Tensor]:
-        """The same of the auxiliary batch, at θ for ``None``."""
+        """The same of the auxiliary batch."""
 
     def hessian_product(self, vector: Sequence[Tensor]) -> list[Tensor]:
-        """H v, the product of the Hessian of the batch's loss at θ with a vector, layers in evaluation mode."""
+        """H v, H being the Hessian of the batch's loss at θ, layers in evaluation mode: a forward, two backward passes.
+
+        It knows no loss scale.
+        """
 
 
 class NoPasses:
     """Stands where a step has no further passes to offer."""
 
-    def gradient_at(self, epsilon: Sequence[Tensor]) -> list[Tensor]:
+    def gradient_at(self, epsilon: Sequence[Tensor] | None) -> list[Tensor]:
         """Raises."""
         raise self._error()
 
@@ -68,6 +71,7 @@ class Step:
         passes: Further evaluations of the batch.
         memory: What this rule remembers; it writes there what it wants to find in the next step, new values in the
             place of old ones: a value that is there is never changed in place.
+        facts: What rules have to say for the log, 0-dimensional tensors by name; all rules of a step share it.
     """
 
     number: int = 0
@@ -76,6 +80,7 @@ class Step:
     gradient_scale: float = 1.0
     passes: Passes = field(default_factory=NoPasses)
     memory: Memory = field(default_factory=dict)
+    facts: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Rule:
@@ -83,20 +88,27 @@ class Rule:
 
     Attributes:
         needs: What the rule cannot do without.
-        passes: Forward and backward passes over the batch that it adds to those of the step, on average a step.
+        passes: Forward and backward passes over the batch that it adds to those of the step, on average over the steps
+            in which it is called.
         auxiliary_passes: The same over the auxiliary batch.
+        hessian_products: Products with the Hessian that it takes, on average over all steps.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset()
 
     @property
     def passes(self) -> float:
-        """Further forward and backward passes over the batch, on average a step."""
+        """Further forward and backward passes over the batch, on average over the steps in which it is called."""
         return 0.0
 
     @property
     def auxiliary_passes(self) -> float:
-        """Forward and backward passes over the auxiliary batch, on average a step."""
+        """Forward and backward passes over the auxiliary batch, on average over the steps in which it is called."""
+        return 0.0
+
+    @property
+    def hessian_products(self) -> float:
+        """Products of the batch's Hessian with a vector, on average a step: a forward, two backward passes each."""
         return 0.0
 
 

@@ -21,10 +21,10 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor.debug import CommDebugMode
 
 from hf_sage.agreement import gram_matrix
-from hf_sage.ascents.base import whole
 from hf_sage.engine import Part, Step, StepReport, descend, two_pass_step
 from hf_sage.engine.sharding import MeanByFSDP
 from hf_sage.methods import Method, erm, sage, sam
+from hf_sage.vectors import whole
 
 METHODS = {
     "sage": sage(0.05, 0.3, polar="svd"),

@@ -6,9 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate
 
 from hf_sage.rules import Rule, Step
 
@@ -50,43 +48,20 @@ class Ascent(Rule, ABC):
         """
         return weights
 
+    def looks_back(self, number: int) -> bool:
+        """Whether the rule wants to see the batch again after the update of this number has moved θ."""
+        return False
+
+    def look_back(self, parameters: Sequence[Tensor], step: Step) -> None:
+        """Called where `looks_back` says so, after the optimizer's step.
+
+        Args:
+            parameters: The parameters, moved.
+            step: The step, with the same batch's passes at the new θ, and with the facts of the update to add to.
+        """
+
 
 def check_radius(rho: float) -> None:
     """Raises a ValueError unless ρ is a finite number, 0 or more."""
     if not 0 <= rho < math.inf:
         raise ValueError(f"rho must be a finite number, 0 or more; got {rho!r}. 0 switches the perturbation off.")
-
-
-def norms(tensors: Sequence[Tensor]) -> Tensor:
-    """The L2 norm of each tensor, as one vector in fp32 at the least.
-
-    On a CPU the sums are taken in fp64: those in fp32 run to 1e-3 of error at 10⁷ entries there.
-    """
-    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
-    found = [torch.linalg.vector_norm(t, dtype=torch.float64 if t.device.type == "cpu" else dtype) for t in tensors]
-    return whole(torch.stack(found)).to(dtype)
-
-
-def whole(t: Tensor) -> Tensor:
-    """The whole of a tensor of which each rank holds a shard; any other tensor as it is."""
-    return t.full_tensor() if isinstance(t, DTensor) else t
-
-
-def like_shard(full: Tensor, reference: Tensor) -> Tensor:
-    """What a rank keeps of a whole tensor where it holds a shard of ``reference``; otherwise all of it.
-
-    Args:
-        full: A tensor of the shape of ``reference``, the same on all ranks.
-        reference: Any tensor.
-    """
-    if not isinstance(reference, DTensor):
-        return full
-    mesh = reference.device_mesh
-    replicated = DTensor.from_local(full, mesh, [Replicate()] * mesh.ndim, run_check=False)
-    return replicated.redistribute(placements=reference.placements)
-
-
-def reciprocal_or_zero(x: Tensor) -> Tensor:
-    """1/x, and 0 where x is 0 or so small that 1/x would be infinite."""
-    tiny = torch.finfo(x.dtype).tiny
-    return torch.where(x > tiny, 1 / torch.where(x > tiny, x, torch.ones_like(x)), torch.zeros_like(x))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from hf_sage.ascents.base import Ascent, check_radius, norms, reciprocal_or_zero
+from hf_sage.ascents.base import Ascent, check_radius
 from hf_sage.rules import Step
+from hf_sage.vectors import along
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,4 @@ class L2Ascent(Ascent):
         self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], step: Step | None = None
     ) -> list[Tensor]:
         """Computes ε; see `Ascent`."""
-        scale = self.rho * reciprocal_or_zero(torch.linalg.vector_norm(norms(gradients)))
-        return [
-            g.to(torch.promote_types(p.dtype, scale.dtype)) * scale for p, g in zip(parameters, gradients, strict=True)
-        ]
+        return along(gradients, self.rho, parameters)

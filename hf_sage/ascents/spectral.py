@@ -5,23 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from hf_sage.ascents.base import Ascent, check_radius, like_shard, norms, reciprocal_or_zero, whole
+from hf_sage.ascents.base import Ascent, check_radius
+from hf_sage.ascents.layerwise import BiasRadius, check_bias_radius, layerwise
 from hf_sage.polar import PolarPreset, check_polar, polar_factor
 from hf_sage.rules import Step
-
-BiasRadius = Literal["fixed", "norm"]
-
-NEGLIGIBLE = 1e-6
-"""Gradients of less than this share of the whole gradient's norm are round-off and get no perturbation.
-
-Some gradients are zero in exact arithmetic (the key bias of attention, biases before a BatchNorm). Both rules below
-ignore the gradient's length, so they would blow that round-off up to a full step, different on every machine.
-"""
+from hf_sage.vectors import like_shard, whole
 
 STACK_ON_CPU = 2**18
 STACK_ELSEWHERE = 2**23
@@ -59,43 +51,32 @@ class SpectralAscent(Ascent):
     def __post_init__(self) -> None:
         check_radius(self.rho)
         check_polar(self.polar, self.polar_steps)
-        if self.bias_radius not in get_args(BiasRadius):
-            raise ValueError(f"Unknown bias_radius {self.bias_radius!r}: use 'fixed' (the paper's) or 'norm'.")
+        check_bias_radius(self.bias_radius)
 
     def __call__(
         self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], step: Step | None = None
     ) -> list[Tensor]:
         """Computes ε; see `Ascent`."""
-        lengths = norms(gradients)
-        felt = lengths > NEGLIGIBLE * torch.linalg.vector_norm(lengths)
-        dtypes = [torch.promote_types(p.dtype, torch.float32) for p in parameters]
-        epsilon: dict[int, Tensor] = {}
-        for i, g in enumerate(gradients):
-            if g.dim() < 2:
-                direction = g.to(dtypes[i]) * reciprocal_or_zero(lengths[i])
-                epsilon[i] = direction * self._radius(parameters[i], direction, self.bias_radius == "norm", felt[i])
-        for stack in _stacks(gradients, dtypes):
-            matrices = torch.stack([whole(gradients[i]).flatten(1).to(dtypes[i]) for i in stack])
+        return layerwise(parameters, gradients, self.rho, self._polar, self.bias_radius, self.weight_scale)
+
+    def _polar(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """The polar factors, matrices of one shape together."""
+        factors: dict[int, Tensor] = {}
+        for stack in _stacks(gradients):
+            matrices = torch.stack([whole(gradients[i]).flatten(1) for i in stack])
             for i, factor in zip(stack, polar_factor(matrices, self.polar, self.polar_steps), strict=True):
-                direction = like_shard(factor.view(gradients[i].shape), gradients[i])
-                epsilon[i] = direction * self._radius(parameters[i], direction, self.weight_scale, felt[i])
-        return [epsilon[i] for i in range(len(gradients))]
-
-    def _radius(self, parameter: Tensor, direction: Tensor, relative: bool, is_felt: Tensor) -> Tensor:
-        """What the direction is multiplied by: 0 where the gradient is round-off."""
-        radius = self.rho * is_felt.to(direction.dtype)
-        return radius * torch.linalg.vector_norm(parameter, dtype=direction.dtype) if relative else radius
+                factors[i] = like_shard(factor.view(gradients[i].shape), gradients[i])
+        return [factors[i] for i in range(len(gradients))]
 
 
-def _stacks(gradients: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> Iterator[list[int]]:
-    """The indices of the matrices among the gradients, those of one shape together as far as a stack may go.
+def _stacks(gradients: Sequence[Tensor]) -> Iterator[list[int]]:
+    """The indices of the gradients, those of one shape together as far as a stack may go.
 
     They depend on shapes, dtypes and the kind of device alone: all ranks compute the same stacks in the same order.
     """
     alike: dict[tuple[int, int, torch.dtype], list[int]] = defaultdict(list)
     for i, g in enumerate(gradients):
-        if g.dim() >= 2:
-            alike[g.shape[0], g.shape[1:].numel(), dtypes[i]].append(i)
+        alike[g.shape[0], g.shape[1:].numel(), g.dtype].append(i)
     for (m, n, _), indices in alike.items():
         entries = STACK_ON_CPU if gradients[indices[0]].device.type == "cpu" else STACK_ELSEWHERE
         depth = max(1, entries // max(1, m * n))

@@ -37,9 +37,12 @@ class Correction(Rule, ABC):
     Attributes:
         after_clipping: Noise comes after clipping, which would otherwise shrink and count it; what combines the clean
             and the perturbed gradient comes before.
+        needs_perturbation: Whether the rule is left out where the gradient was not taken at θ + ε: there the clean and
+            the perturbed gradient are one.
     """
 
     after_clipping: ClassVar[bool] = False
+    needs_perturbation: ClassVar[bool] = False
 
     @property
     def is_null(self) -> bool:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from hf_sage.agreement import noise_scale
-from hf_sage.ascents.base import like_shard
 from hf_sage.corrections.base import Correction, Descent
 from hf_sage.rules import Need
+from hf_sage.vectors import normal_like
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,13 @@ class AgreementNoise(Correction):
     def __call__(self, gradients: Sequence[Tensor], descent: Descent) -> dict[str, Tensor]:
         """Adds the noise in place and reports β as ``noise_scale``; see `Correction`."""
         beta = noise_scale(descent.agreement, self.gamma)
-        generators: dict[torch.device, torch.Generator] = {}
-        for g in () if self.is_null else gradients:
-            if g.device not in generators:
-                generators[g.device] = torch.Generator(g.device).manual_seed(descent.step.seed)
-            dtype = torch.promote_types(g.dtype, torch.float32)
-            noise = torch.randn(g.shape, dtype=dtype, device=g.device, generator=generators[g.device])
-            g.add_(like_shard((noise * beta.to(g.device, dtype)).to(g.dtype), g))
+        if not self.is_null:
+            add_noise(gradients, beta, descent.step.seed)
         return {"noise_scale": beta}
+
+
+def add_noise(gradients: Sequence[Tensor], scale: Tensor | float, seed: int) -> None:
+    """Adds scale × ξ in place, ξ ~ N(0, I), rounded to the gradient's dtype first."""
+    scale = torch.as_tensor(scale, dtype=torch.float64)
+    for g, noise in zip(gradients, normal_like(gradients, seed), strict=True):
+        g.add_((noise * scale.to(noise.device, noise.dtype)).to(g.dtype))

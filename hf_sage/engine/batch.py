@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -136,12 +136,14 @@ class FurtherPasses:
         self._theta = theta
         self._parts = parts
         self._replay = replay
+        device = theta[0].device.type  # rules are called without the autocast that passes may run in
+        dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+        self._autocast = partial(torch.autocast, device, dtype=dtype, enabled=enabled)
 
-    def gradient_at(self, epsilon: Sequence[Tensor]) -> list[Tensor]:
-        """The gradient of the batch's loss at θ + ε."""
+    def gradient_at(self, epsilon: Sequence[Tensor] | None) -> list[Tensor]:
+        """The gradient of the batch's loss at θ + ε, or at θ."""
         batch = self._batch
-        moved = [e.clone() for e in epsilon]
-        with self._at(moved):
+        with self._at(epsilon):
             gradient, _ = batch.gradient(self._parts, self._replay)
         return self._of_theta(gradient)
 
@@ -150,8 +152,7 @@ class FurtherPasses:
         batch = self._batch
         if batch.auxiliary is None:
             raise ValueError("This rule needs an auxiliary batch: pass its parts by two_pass_step(auxiliary=...).")
-        moved = [torch.zeros_like(p) for p in self._theta] if epsilon is None else [e.clone() for e in epsilon]
-        with self._at(moved):
+        with self._at(epsilon):
             gradient, _ = gradient_of(batch.parameters, batch.auxiliary, batch.backward)
         return self._of_theta(batch.reduce(gradient, batch.parameters))
 
@@ -164,7 +165,7 @@ class FurtherPasses:
         for module in training:
             module.training = False  # a fixed function: no dropout, and batch statistics at rest
         try:
-            with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), batch.unnoticed():
+            with torch.enable_grad(), self._autocast(), sdpa_kernel(SDPBackend.MATH), batch.unnoticed():
                 for part in self._parts:
                     first = torch.autograd.grad(part.loss(), self._theta, create_graph=True, allow_unused=True)
                     inner = [(g * v.to(g.dtype)).sum() for g, v in zip(first, vector, strict=True) if g is not None]
@@ -181,10 +182,11 @@ class FurtherPasses:
         return [torch.zeros_like(p) if h is None else h for h, p in zip(mean, self._theta, strict=True)]
 
     @contextmanager
-    def _at(self, epsilon: Sequence[Tensor]) -> Iterator[None]:
+    def _at(self, epsilon: Sequence[Tensor] | None) -> Iterator[None]:
         model = self._batch.model
-        moved = perturbed(self._theta, epsilon)
-        with torch.enable_grad(), resharded(model), moved, frozen_running_statistics(model), self._batch.unnoticed():
+        moved = nullcontext() if epsilon is None else perturbed(self._theta, [e.clone() for e in epsilon])
+        still = frozen_running_statistics(model)
+        with torch.enable_grad(), self._autocast(), resharded(model), moved, still, self._batch.unnoticed():
             yield
 
     def _of_theta(self, gradient: Gradients) -> list[Tensor]:

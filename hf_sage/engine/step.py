@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from hf_sage.ascents.base import norms
 from hf_sage.corrections import Correction, Descent
 from hf_sage.engine.batch import Batch, FurtherPasses
 from hf_sage.engine.batchnorm import frozen_running_statistics
@@ -27,6 +27,7 @@ from hf_sage.engine.perturbation import perturbed
 from hf_sage.engine.sharding import MeanByFSDP, check_same_passes, is_sharded, reshard, resharded
 from hf_sage.methods import Method
 from hf_sage.rules import Memory, Step
+from hf_sage.vectors import norm, norms
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,9 @@ class StepReport:
         group_losses: For each group the sum of its losses and of their weights.
         is_finite: Whether the clean gradient and its norm were finite. If not, the perturbation was left out: .grad
             holds the clean gradient as it is, for a GradScaler to see.
-        facts: What the corrections before clipping have to say for the log.
+        facts: What the ascent and the corrections before clipping have to say for the log.
+        look_back: To be called after the optimizer's step where it is not ``None``: what the ascent finds when it looks
+            at the batch again at the new θ, for the log.
     """
 
     loss: Tensor
@@ -51,10 +54,14 @@ class StepReport:
     group_losses: dict[Hashable, tuple[Tensor, float]]
     is_finite: bool
     facts: dict[str, Tensor] = field(default_factory=dict)
+    look_back: Callable[[], dict[str, Tensor]] | None = None
 
     @classmethod
     def merge(cls, reports: Sequence[StepReport]) -> StepReport:
-        """The report of a batch from those of its chunks, each with its own ε: losses add up, S and ‖ε‖ average."""
+        """The report of a batch from those of its chunks, each with its own ε: losses add up, S and ‖ε‖ average.
+
+        Several chunks are not looked back at.
+        """
         losses: dict[Hashable, tuple[Tensor, float]] = {}
         for report in reports:
             for group, (loss, weight) in report.group_losses.items():
@@ -73,6 +80,7 @@ class StepReport:
             facts={name: torch.stack([r.facts[name] for r in reports]).mean() for name in reports[0].facts}
             if all(r.facts.keys() == reports[0].facts.keys() for r in reports)
             else {},
+            look_back=reports[0].look_back if len(reports) == 1 else None,
         )
 
 
@@ -138,7 +146,7 @@ def two_pass_step(
     if is_sharded(parameters):
         check_same_passes([part.group for part in parts])
         reduce = MeanByFSDP()
-    step = step or Step()
+    step = replace(step or Step(), facts={})
     tap = FeatureTap(model) if tap is None and "features" in method.needs else tap
     memories = {} if memories is None else memories
     batch = Batch(
@@ -160,12 +168,14 @@ def two_pass_step(
     clean = batch.clean_pass(joint, record_randomness=same_dropout)
     is_finite = all_finite([g for g in clean.gradient if g is not None])
     theta = [p for p, g in zip(parameters, clean.gradient, strict=True) if g is not None]
-    report = StepReport(clean.loss, None, clean.agreement, None, clean.group_losses, is_finite)
+    report = StepReport(clean.loss, None, clean.agreement, None, clean.group_losses, is_finite, step.facts)
     if not is_finite or not theta:
         _accumulate(parameters, clean.gradient)
         return report
     replay = clean.random_states or None
     batch.step = replace(step, passes=FurtherPasses(batch, theta, clean.parts, replay))
+    if method.perturbs_in(step.number) and method.ascent is not None and method.ascent.looks_back(step.number):
+        report = replace(report, look_back=partial(_look_back, batch, theta))
 
     gradient = clean.gradient
     if method.ascent is not None and method.perturbs_in(step.number):
@@ -173,7 +183,7 @@ def two_pass_step(
         with torch.no_grad(), torch.autocast(theta[0].device.type, enabled=False):
             start = clean.gradient if clean.ascent_gradient is None else clean.ascent_gradient
             epsilon = method.ascent([p.detach() for p in theta], _present(start, clean.gradient), batch.at("ascent"))
-            norm = torch.linalg.vector_norm(norms(epsilon))
+            length = norm(epsilon)
         if inspect is not None:
             inspect(theta, epsilon)
         if not method.combines:
@@ -182,7 +192,7 @@ def two_pass_step(
         # Phases 4, 5 and 6: ascend, perturbed pass over the same parts, restore
         with resharded(model), perturbed(theta, epsilon), frozen_running_statistics(model), second_pass():
             gradient, loss = batch.gradient(clean.parts, replay)
-        report = replace(report, perturbed_loss=loss, perturbation_norm=norm)
+        report = replace(report, perturbed_loss=loss, perturbation_norm=length)
 
     if method.combines:
         gradient = _combine(batch, theta, gradient, clean, report)
@@ -203,10 +213,21 @@ def _combine(
     )
     with torch.no_grad():
         for name, rule in batch.method.rules.items():
-            if isinstance(rule, Correction) and not rule.after_clipping:
+            if not isinstance(rule, Correction) or rule.after_clipping:
+                continue
+            if is_perturbed or not rule.needs_perturbation:
                 report.facts.update(rule(final, replace(descent, step=batch.at(name))))
     by_parameter = {id(p): g for p, g in zip(theta, final, strict=True)}
     return [by_parameter.get(id(p)) for p in batch.parameters]
+
+
+def _look_back(batch: Batch, theta: Sequence[Tensor]) -> dict[str, Tensor]:
+    """What the ascent finds once θ has moved, beside what it found before."""
+    step = replace(batch.at("ascent"), facts=dict(batch.step.facts))
+    assert batch.method.ascent is not None
+    with torch.no_grad(), torch.autocast(theta[0].device.type, enabled=False):
+        batch.method.ascent.look_back([p.detach() for p in theta], step)
+    return {name: value for name, value in step.facts.items() if name not in batch.step.facts}
 
 
 def descend(

@@ -28,7 +28,7 @@ class SAGEArguments:
     > Parameters that choose the method
 
     Attributes:
-        method: ``"sage"``, ``"sam"``, ``"erm"``, or a `hf_sage.methods.Method` of your own.
+        method: A name that `hf-sage methods` lists, or a `hf_sage.methods.Method` of your own.
         rho: Perturbation radius ρ ≥ 0; ``None`` is the method's own default (SAGE 1e-6, for CLIP
             fine-tuning; SAM 0.05).
         gamma: Noise scale γ ≥ 0; ``None`` is the method's own default (SAGE 1e-6).

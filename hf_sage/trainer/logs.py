@@ -35,10 +35,14 @@ class StepLog:
             self._values["perturbation_norm"].append(report.perturbation_norm)
         if len(report.group_losses) > 1:
             self._values["agreement"].append(report.agreement)
-        for name, value in facts.items():
-            self._values[name].append(value)
+        self.add_facts(facts)
         for group, loss in report.group_losses.items():
             self._group_losses[group].append(loss)
+
+    def add_facts(self, facts: Mapping[str, torch.Tensor]) -> None:
+        """Adds what rules have to say, by name; each is averaged over the steps that said it."""
+        for name, value in facts.items():
+            self._values[name].append(value)
 
     def pop(self, names: Mapping[str, str]) -> dict[str, float]:
         """The averages since the last call, over ranks too; every rank must call it.

@@ -67,7 +67,7 @@ class SAGETrainer(SAGEMixin, Trainer):
 
 
 class _StepHooks(TrainerCallback):
-    """The two moments of an update that Trainer announces by callbacks."""
+    """The moments of an update that Trainer announces by callbacks."""
 
     def __init__(self, trainer: SAGEMixin) -> None:
         self._trainer = trainer
@@ -95,3 +95,9 @@ class _StepHooks(TrainerCallback):
     ) -> None:
         """After clipping, before the optimizer."""
         self._trainer.finish_step()
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """After the optimizer's step, with its gradients still in place."""
+        self._trainer.look_back()

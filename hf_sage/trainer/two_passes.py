@@ -53,6 +53,7 @@ class TwoPasses(Settings):
         self._class_names: dict[str, str] = {}  # what the integers of the domain column stand for
         self._window: list[Inputs] = []
         self._report: StepReport | None = None
+        self._look_back: Callable[[], dict[str, Tensor]] | None = None
         self._loss_divides_by_items: bool | None = None
         self._step = Step()
         self._memories: dict[str, Memory] = {}  # what the method's rules remember
@@ -307,6 +308,16 @@ class TwoPasses(Settings):
                 p.grad = None
             return
         self._step_log.add(report, descend(self.model, self.sage_method, report, self._step, parameters))
+        self._look_back = report.look_back
+
+    def look_back(self) -> None:
+        """Lets the ascent see the batch again where it wants to; called right after the optimizer's step."""
+        look_back, self._look_back = self._look_back, None
+        if look_back is not None:
+            in_fp32 = self.sage_args.full_precision_passes
+            precision = full_precision(self.model, self.args.device.type) if in_fp32 else nullcontext()
+            with self.accelerator.no_sync(self.model_wrapped), precision:
+                self._step_log.add_facts(look_back())
 
     def _inspect(self, theta: Sequence[Tensor], epsilon: Sequence[Tensor]) -> None:
         """Measures what the forward pass will see of ε."""

@@ -1,21 +1,15 @@
-"""Methods: an ascent, a chain of corrections, an objective and a hook under a name.
-
-A method of one's own needs no registration: build a `Method` and pass it as ``SAGEConfig(method=...)``.
-"""
+"""What every method is: an ascent, a chain of corrections, an objective and a hook under a name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from hf_sage.ascents import Ascent, BiasRadius, L2Ascent, SpectralAscent
-from hf_sage.corrections import AgreementNoise, Correction
+from hf_sage.ascents import Ascent
+from hf_sage.corrections import Correction
 from hf_sage.hooks import WeightHook
 from hf_sage.objectives import FeatureObjective, Objective
-from hf_sage.polar import PolarPreset
 from hf_sage.rules import Need, Rule
-
-__all__ = ["METHODS", "Method", "erm", "sage", "sam"]
 
 
 @dataclass(frozen=True)
@@ -90,49 +84,45 @@ class Method:
     @property
     def is_plain(self) -> bool:
         """Whether the update is that of the base optimizer alone (law 1)."""
-        changes = [self.objective, self.hook, *(c for c in self.corrections if not c.is_null)]
-        return not self.perturbs and all(rule is None for rule in changes)
+        return not self.perturbs and self.objective is None and self.hook is None and not self._acting
 
     @property
     def passes(self) -> float:
-        """Forward and backward passes over the batch a step, on average; ERM's is 1."""
+        """Forward and backward passes over the batch a step, on average and without `hessian_products`; ERM's is 1."""
         own = 0.0 if self.hook is not None and self.hook.replaces_update else 1.0
-        own += 1 / self.ascent_interval if self.perturbs else 0.0
-        return own + sum(rule.passes for rule in self.rules.values())
+        by_rules = sum(rule.passes * share for rule, share in self._shares)
+        return own + by_rules + (1 / self.ascent_interval if self.perturbs else 0.0)
 
     @property
     def auxiliary_passes(self) -> float:
         """Forward and backward passes over the auxiliary batch a step, on average."""
-        return sum(rule.auxiliary_passes for rule in self.rules.values())
+        return sum(rule.auxiliary_passes * share for rule, share in self._shares)
 
+    @property
+    def hessian_products(self) -> float:
+        """Products with the batch's Hessian a step, on average; each is one forward and two backward passes."""
+        return sum(rule.hessian_products for rule, _ in self._shares)
 
-def erm() -> Method:
-    """Empirical risk minimisation: the base optimizer and nothing else."""
-    return Method("erm")
+    @property
+    def forwards(self) -> float:
+        """Forward passes over the batch a step, on average."""
+        return self.passes + self.hessian_products
 
+    @property
+    def backwards(self) -> float:
+        """Backward passes over the batch a step, on average."""
+        return self.passes + 2 * self.hessian_products
 
-def sam(rho: float = 0.05) -> Method:
-    """Sharpness-aware minimisation (Foret et al. 2021); ρ = 0.05 is its paper's default."""
-    return Method("sam", L2Ascent(rho))
+    @property
+    def _acting(self) -> list[Correction]:
+        """The corrections that change something in some step."""
+        return [c for c in self.corrections if not c.is_null and (self.perturbs or not c.needs_perturbation)]
 
-
-def sage(
-    rho: float = 1e-6,
-    gamma: float = 1e-6,
-    *,
-    polar: PolarPreset = "auto",
-    polar_steps: int = 5,
-    bias_radius: BiasRadius = "fixed",
-    weight_scale: bool = True,
-) -> Method:
-    """SAGE (Ballas and Diou 2026): spectral ascent, and noise that grows with the groups' disagreement.
-
-    The defaults ρ = γ = 1e-6 are the paper's for fine-tuning CLIP (Appendix E.1); smaller networks trained from scratch
-    want a ρ several orders larger.
-    """
-    ascent = SpectralAscent(rho, polar, polar_steps, bias_radius, weight_scale)
-    return Method("sage", ascent, (AgreementNoise(gamma),))
-
-
-METHODS: dict[str, Callable[..., Method]] = {"sage": sage, "sam": sam, "erm": erm}
-"""The methods that ``SAGEConfig(method="...")`` knows by name."""
+    @property
+    def _shares(self) -> list[tuple[Rule, float]]:
+        """The rules that act, and the share of the steps in which each does."""
+        perturbed = 1 / self.ascent_interval
+        found: list[tuple[Rule, float]] = [(rule, 1.0) for rule in (self.objective, self.hook) if rule is not None]
+        if self.ascent is not None and self.perturbs:
+            found.append((self.ascent, perturbed))
+        return found + [(c, perturbed if c.needs_perturbation else 1.0) for c in self._acting]

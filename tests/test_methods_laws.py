@@ -1,0 +1,96 @@
+"""Every method by name through SAGETrainer: accumulation (law 2), ρ = 0 (law 1), resuming in the middle (law 4)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from assertions import assert_same_bits
+from methods_by_name import options
+from training import build, entries, image_rows, max_difference, relative_differences, train, vit, weights
+
+from hf_sage.methods import METHODS
+
+ROUND_OFF = 1e-4
+"""Of fp32 sums taken in another order, relative to the way of the weights; GAM's differences and power iterations
+enlarge it."""
+
+REMEMBERING = [name for name in METHODS if "memory" in METHODS[name]().needs]
+WITH_RADIUS = [name for name in METHODS if METHODS[name]().ascent is not None]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_micro_batches_are_the_batch(name):
+    whole = train(vit(), image_rows(), **options(name))
+    pieces = train(vit(), image_rows(), per_device_train_batch_size=4, gradient_accumulation_steps=3, **options(name))
+    assert max(relative_differences(pieces.model, whole.model, vit())) < ROUND_OFF
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_resumed_training_is_the_uninterrupted_one(name, tmp_path):
+    run = options(name) | {"max_steps": 5, "save_strategy": "steps", "save_steps": 3, "output_dir": str(tmp_path)}
+    whole = train(vit(dropout=0.1), image_rows(), **run)
+    resumed = train(vit(dropout=0.1), image_rows(), resume=str(tmp_path / "checkpoint-3"), **run)
+    assert_same_bits(weights(resumed.model), weights(whole.model), name)
+
+
+@pytest.mark.parametrize("name", REMEMBERING)
+def test_the_memory_is_what_was_resumed(name, tmp_path):
+    """Without it the training goes elsewhere: the test above can fail."""
+    run = options(name) | {"max_steps": 5, "save_strategy": "steps", "save_steps": 3, "output_dir": str(tmp_path)}
+    whole = train(vit(), image_rows(), **run)
+    Path(tmp_path, "checkpoint-3", "method.pt").unlink()
+    resumed = train(vit(), image_rows(), resume=str(tmp_path / "checkpoint-3"), **run)
+    assert max_difference(resumed.model, whole.model) > 0
+
+
+@pytest.mark.parametrize("name", WITH_RADIUS)
+def test_without_a_radius_nothing_is_perturbed(name):
+    """Noise and X-SAM's α have switches of their own."""
+    off = {"gamma": 0.0} if name in ("sage", "sage_no_polar", "sage_no_scale") else {}
+    off |= {"alpha": 0.0} if name in ("x_sam", "look_sam") else {}
+    found = train(vit(), image_rows(), **options(name, rho=0.0, **off))
+    assert found.sage_method.is_plain
+    assert_same_bits(weights(found.model), weights(train(vit(), image_rows(), method="erm").model), name)
+    assert "perturbed_loss" not in entries(found)[0]
+
+
+def test_x_sam_without_a_radius_still_corrects():
+    found = train(vit(), image_rows(), **options("x_sam", rho=0.0))
+    assert max_difference(found.model, train(vit(), image_rows(), method="erm").model) > 1e-6
+
+
+def test_cosines_of_align_sam_are_logged():
+    log = entries(train(vit(), image_rows(), **options("align_sam")))
+    assert [{name for name in entry if name.startswith("cosine")} for entry in log] == [
+        {"cosine_before", "cosine_after", "cosine_change"},
+        {"cosine_before"},
+        {"cosine_before", "cosine_after", "cosine_change"},
+    ]
+    for entry in log:
+        assert -1 <= entry["cosine_before"] <= 1
+    change = (log[0]["cosine_after"] - log[0]["cosine_before"]) / log[0]["cosine_after"]
+    assert log[0]["cosine_change"] == pytest.approx(change, rel=1e-4)  # fp32
+
+
+def test_the_largest_eigenvalue_is_logged():
+    log = entries(train(vit(), image_rows(), **options("x_sam")))
+    assert ["hessian_eigenvalue" in entry for entry in log] == [True, False, True]
+
+
+@pytest.mark.parametrize("name", ["x_sam", "eigen_sam"])
+def test_attention_without_a_second_derivative_is_refused_before_training(name):
+    model = vit()
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="eager"):
+        build(model, image_rows(), **options(name)).train()
+
+
+def test_an_auxiliary_batch_larger_than_the_data_is_refused_before_training():
+    with pytest.raises(ValueError, match="auxiliary"):
+        train(vit(), image_rows(4), per_device_train_batch_size=4, gradient_accumulation_steps=8, method="align_sam")
+
+
+def test_disam_without_domains_is_refused_before_training():
+    with pytest.raises(ValueError, match="domain_column"):
+        build(vit(), image_rows(), method="disam", domain_column=None).train()
