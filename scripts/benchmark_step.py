@@ -20,6 +20,7 @@ import torch
 from step_benchmark.clean_pass import clean_pass, memory
 from step_benchmark.imports import imports
 from step_benchmark.polar import polar
+from step_benchmark.schedule import schedule
 from step_benchmark.steps import restore, step
 from step_benchmark.table import Row, facts, to_markdown
 from step_benchmark.workload import TOWERS, Setting
@@ -30,6 +31,7 @@ SECTIONS: dict[str, Callable[[Setting], list[Row]]] = {
     "restore": restore,
     "polar": polar,
     "step": step,
+    "schedule": schedule,
     "imports": imports,
 }
 """What there is to measure, by the name that ``--rows`` takes."""
@@ -79,7 +81,9 @@ def _setting(options: argparse.Namespace) -> Setting:
         raise ValueError(f"--repetitions must be 1 or more; got {options.repetitions}.")
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda, but torch sees no GPU. Use --device cpu, or a torch with CUDA on a machine with one.")
+        raise ValueError(
+            "--device cuda, but torch sees no GPU. Use --device cpu, or a torch with CUDA on a machine with one."
+        )
     if options.dtype == "tf32" and device.type != "cuda":
         raise ValueError("--dtype tf32 is a GPU's way to multiply. Add --device cuda, or use fp32.")
     torch.set_float32_matmul_precision("high" if options.dtype == "tf32" else "highest")

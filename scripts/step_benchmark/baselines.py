@@ -5,9 +5,10 @@ from __future__ import annotations
 from itertools import combinations
 
 import torch
-from step_benchmark.workload import Workload
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
+
+from step_benchmark.workload import Workload
 
 MUON = (3.4445, -4.7750, 2.0315)
 """Coefficients of Muon's quintic (Jordan et al. 2024), those of ``torch.optim.Muon``."""
@@ -30,7 +31,7 @@ def muon_newton_schulz(g: Tensor, steps: int = 5, dtype: torch.dtype = torch.flo
 
 def erm_pass(work: Workload) -> None:
     """Forward and backward over the whole batch."""
-    work.loss().backward()
+    torch.autograd.backward(work.loss())
 
 
 def naive_sage_pass(work: Workload, rho: float = 1e-6, gamma: float = 1e-6) -> None:
@@ -54,7 +55,7 @@ def naive_sage_pass(work: Workload, rho: float = 1e-6, gamma: float = 1e-6) -> N
             else:
                 epsilon = rho * g / g.norm().clamp(min=1e-12)
             p.add_(epsilon)
-    work.loss().backward()
+    torch.autograd.backward(work.loss())
     with torch.no_grad():
         for p, original in zip(parameters, saved, strict=True):
             p.copy_(original)

@@ -4,104 +4,129 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 
 import torch
+
+from hf_sage.engine import clean_pass as group_by_group
+from hf_sage.engine.gradients import gradient_of
+from hf_sage.engine.joint import joint_clean_pass
 from step_benchmark.baselines import erm_pass
 from step_benchmark.memory import peak_of
 from step_benchmark.table import Row
-from step_benchmark.timing import clock_of, interleaved
+from step_benchmark.timing import Phases, clock_of, interleaved
 from step_benchmark.workload import Setting, Workload
-
-from hf_sage.engine import clean_pass as k_passes
-
-Pass = Callable[[Workload], object]
-
-ENGINES: dict[str, Pass] = {
-    "a pass for each group": lambda work: k_passes(work.parameters, work.parts(), torch.Tensor.backward),
-}
-"""How the library computes the clean pass, by name; the last is its default."""
 
 REACH = {3: 1.08, 6: 1.12}
 """The ratio to ERM to stay below, by number of groups."""
 
+JOINT = "one pass for all groups"
+K_PASSES = "a pass for each group"
+PEER = "TorchJD's Gramian"
+
 
 def clean_pass(setting: Setting) -> list[Row]:
-    """Compares the clean pass (mean gradient, agreement) to forward and backward over the same images in one batch.
+    """Compares the clean pass (mean gradient and agreement) to forward and backward over the same images in one batch.
 
-    TorchJD's ``autogram.Engine`` gives the Gramian of the images' gradients, from which S follows too; its peer row is
-    the forward pass, that Gramian and the backward pass of the mean loss.
+    TorchJD's ``autogram.Engine`` gives the Gramian of the single images' gradients, from which S follows too: its row
+    is the forward pass, that Gramian and the backward pass of the mean loss.
     """
     rows = []
     for groups, bound in REACH.items():
         work, config = _workload(setting, groups)
-        phases = {name: [partial(run, work), work.clear] for name, run in ({"ERM": erm_pass} | ENGINES).items()}
+        contestants: dict[str, Phases] = {
+            name: [partial(run, work), work.clear]
+            for name, run in (("ERM", erm_pass), (JOINT, _joint_pass), (K_PASSES, _k_passes))
+        }
         if find_spec("torchjd") is not None:
             peer, _ = _workload(setting, groups)  # its own: TorchJD hooks the modules
-            phases["TorchJD Gramian"] = [torchjd_pass(peer), peer.clear]
-        times = interleaved(phases, clock_of(setting.device), setting.repetitions, setting.seed)
-        default = list(ENGINES)[-1]
-        rows += [
-            Row.of_ratio(
-                "clean_pass",
-                f"clean pass ({name}) ÷ ERM forward + backward",
-                config,
-                times.ratio(name, "ERM", phase=0),
-                at_most=bound if name == default else None,
-                details={"seconds": {key: times.total(key, 0) for key in (name, "ERM")}},
-            )
-            for name in list(phases)[1:]
-        ]
-        if "TorchJD Gramian" not in phases:
-            rows.append(Row("clean_pass", "TorchJD Gramian", config, None, note="left out: torchjd is not installed"))
+            contestants[PEER] = [_torchjd_pass(peer), peer.clear]
+        left_out = {} if PEER in contestants else {PEER: "left out: torchjd is not installed"}
+        default = JOINT
+        if obstacle := _obstacle(work):
+            del contestants[JOINT]
+            left_out[JOINT] = f"not possible here: {obstacle}"
+            default = K_PASSES
+        times = interleaved(contestants, clock_of(setting.device), setting.repetitions, setting.seed)
+        for name in (JOINT, K_PASSES, PEER):
+            what = f"clean pass ({name}) ÷ ERM forward + backward"
+            if name in left_out:
+                rows.append(Row("clean_pass", what, config, None, note=left_out[name]))
+                continue
+            target = {"at_most": bound} if name == default else {}
+            details = {"seconds": {key: times.total(key, 0) for key in (name, "ERM")}}
+            ratio = times.ratio(name, "ERM", phase=0)
+            rows.append(Row.of_ratio("clean_pass", what, config, ratio, **target, details=details))
     return rows
 
 
 def memory(setting: Setting) -> list[Row]:
-    """Compares the peak memory of the clean pass to that of ERM's forward and backward, in copies of the parameters.
+    """Compares the peak memory of the clean pass to that of ERM fed the same way, in copies of the parameters.
 
-    Activations come and go with the images. What the groups' gradients add is therefore the difference of the peaks
-    without what autograd saves for the backward pass (on a GPU: of the allocator's peaks).
+    In one batch, or accumulated group by group where there is a pass for each. What ERM's pass takes, activations and
+    gradient, is no cost of the groups. On a CPU the figure is the larger of two differences of peaks, that of all
+    tensors alive and that without what autograd saves for the backward pass: activations would hide gradients kept
+    from one pass to the next. On a GPU it is the difference of the allocator's peaks.
     """
     rows = []
-    for name, run in ENGINES.items():
-        is_default = name == list(ENGINES)[-1]
+    default = JOINT
+    for name, ours, erm in ((JOINT, _joint_pass, erm_pass), (K_PASSES, _k_passes, _accumulated_erm_pass)):
         for groups in REACH:
             work, config = _workload(setting, groups)
-            erm = peak_of(partial(erm_pass, work), setting.device)
-            work.clear()
-            ours = peak_of(partial(run, work), setting.device)
-            work.clear()
-            total = (ours.total - erm.total) / work.parameter_bytes
-            added = total
-            note = "difference of the allocator's peaks"
-            if ours.outside_graph is not None and erm.outside_graph is not None:
-                added = (ours.outside_graph - erm.outside_graph) / work.parameter_bytes
-                note = f"without activations; peaks with them differ by {total:+.2f} copies"
+            what = f"copies of the parameters that the clean pass ({name}) adds to ERM's peak"
+            if name == JOINT and (obstacle := _obstacle(work)):
+                rows.append(Row("memory", what, config, None, note=f"not possible here: {obstacle}"))
+                default = K_PASSES
+                continue
+            peaks = {}
+            for key, run in (("ERM", erm), (name, ours)):
+                peaks[key] = peak_of(partial(run, work), setting.device)
+                work.clear()
+            added = [peaks[name].total - peaks["ERM"].total]
+            note = "the allocator's peaks"
+            if (a := peaks[name].outside_graph) is not None and (b := peaks["ERM"].outside_graph) is not None:
+                added.append(a - b)
+                note = "{:+.2f} with activations, {:+.2f} without".format(*(x / work.parameter_bytes for x in added))
             rows.append(
                 Row(
                     "memory",
-                    f"copies of the parameters that the clean pass ({name}) adds to ERM's peak",
+                    what,
                     config,
-                    added,
-                    at_most=1.0 if is_default else None,
+                    max(added) / work.parameter_bytes,
+                    at_most=1.0 if name == default else None,
                     note=note,
-                    details={"peaks": {"ERM": vars(erm), name: vars(ours)}, "parameters": work.parameter_bytes},
+                    details={"bytes": {key: vars(p) for key, p in peaks.items()}, "parameters": work.parameter_bytes},
                 )
             )
     return rows
 
 
-def torchjd_pass(work: Workload) -> Callable[[], object]:
-    """Forward, Gramian of the images' gradients by TorchJD, backward of the mean loss."""
-    from torchjd.autogram import Engine
+def _joint_pass(work: Workload) -> object:
+    return joint_clean_pass(work.network, work.parameters, work.parts(), work.joint(), torch.Tensor.backward)
 
-    engine = Engine(work.network, batch_dim=0)
+
+def _k_passes(work: Workload) -> object:
+    return group_by_group(work.parameters, work.parts(), torch.Tensor.backward)
+
+
+def _accumulated_erm_pass(work: Workload) -> object:
+    return gradient_of(work.parameters, work.parts(), torch.Tensor.backward)
+
+
+def _obstacle(work: Workload) -> str | None:
+    """Why the groups cannot share a pass, if so; the engine's own trial is over after this."""
+    _joint_pass(work)
+    return work.verdict.obstacle
+
+
+def _torchjd_pass(work: Workload) -> Callable[[], object]:
+    engine = import_module("torchjd.autogram").Engine(work.network, batch_dim=0)
 
     def run() -> None:
         losses = work.row_losses()
         engine.compute_gramian(losses)
-        losses.mean().backward()
+        torch.autograd.backward(losses.mean())
 
     return run
 

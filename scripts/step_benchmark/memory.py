@@ -41,7 +41,7 @@ def peak_of(work: Callable[[], object], device: torch.device) -> Peak:
     return Peak(alive.peak, alive.peak_outside_graph)
 
 
-class AliveBytes(TorchDispatchMode):
+class AliveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of tensors that operations make while they live; a storage with several views counts once.
 
     Attributes:
@@ -50,7 +50,7 @@ class AliveBytes(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
         self.peak_outside_graph = 0
         self._alive = 0

@@ -8,13 +8,13 @@ from functools import partial
 from statistics import mean
 
 import torch
+from torch import Tensor
+
+from hf_sage.polar import PRESETS, polar_factor
 from step_benchmark.baselines import muon_newton_schulz
 from step_benchmark.table import Row
 from step_benchmark.timing import clock_of, interleaved
 from step_benchmark.workload import CLASSES, TOWERS, Setting
-from torch import Tensor
-
-from hf_sage.polar import PRESETS, polar_factor
 
 LOOP = "loop of five quintic steps"
 DEFAULT = "auto"
@@ -22,9 +22,8 @@ SPECTRA = ("1/i", "Gaussian")
 
 Shape = tuple[int, int]
 
-FACTORS: dict[str, Callable[[Tensor], Tensor]] = {LOOP: muon_newton_schulz} | {
-    f'polar="{preset}"': partial(polar_factor, preset=preset) for preset in PRESETS
-}
+FACTORS: dict[str, Callable[[Tensor], Tensor]] = {LOOP: muon_newton_schulz}
+FACTORS |= {f'polar="{preset}"': partial(polar_factor, preset=preset) for preset in PRESETS}
 """Everything that is compared, by name."""
 
 UNTIMED = ('polar="svd"',)
@@ -48,13 +47,13 @@ class Example:
     @classmethod
     def draw(cls, shape: Shape, spectrum: str, rank: int | None, device: torch.device) -> Example:
         """Singular values 1/i or a Gaussian matrix's, singular vectors uniform: for the latter, a Gaussian matrix."""
-        full = {"dtype": torch.float64, "device": device}
         r = min(rank or max(shape), *shape)
-        left = torch.linalg.qr(torch.randn(shape[0], r, **full)).Q
-        right = torch.linalg.qr(torch.randn(shape[1], r, **full)).Q
-        values = torch.linalg.svdvals(torch.randn(shape, **full))[:r]
+        drawn = [torch.randn(*sides, dtype=torch.float64, device=device) for sides in ((shape[0], r), (shape[1], r))]
+        left, right = (torch.linalg.qr(x).Q for x in drawn)
         if spectrum == "1/i":
-            values = 1 / torch.arange(1, r + 1, **full)
+            values = 1 / torch.arange(1, r + 1, dtype=torch.float64, device=device)
+        else:
+            values = torch.linalg.svdvals(torch.randn(*shape, dtype=torch.float64, device=device))[:r]
         return cls(((left * values) @ right.mT).float(), left, right)
 
     def cosine(self, factor: Tensor) -> float:
@@ -72,16 +71,17 @@ class Example:
 
 
 def polar(setting: Setting) -> list[Row]:
-    """Compares every preset, over all matrices of the network, to the loop of ``torch.optim.Muon``'s five quintic steps.
+    """Compares every preset over all matrices of the network to the loop of ``torch.optim.Muon``, five quintic steps.
 
-    The loop takes one matrix at a time, in fp32. Matrices have the shapes of the network's parameters and singular
+    The loop takes one matrix at a time, in fp32; on a GPU a preset takes those of one shape as a stack, as the ascent
+    does. Matrices have the shapes of the network's parameters and singular
     values 1/i or those of Gaussian matrices. Quality is that of one matrix of each shape: the mean cosine to UVᵀ over
     the network's matrices, and the largest singular value that a direction without a gradient is given, at the rank
     that a classifier's head has.
     """
     torch.manual_seed(setting.seed)
     tower = setting.tower("vit_b_16")
-    shapes: list[Shape] = [p.flatten(1).shape[:2] for p in TOWERS[tower].build().parameters() if p.dim() >= 2]
+    shapes: list[Shape] = [(len(p), p[0].numel()) for p in TOWERS[tower].build().parameters() if p.dim() >= 2]
     config = f"{len(shapes)} matrices of {tower}"
     rows = []
     for spectrum in SPECTRA:
@@ -95,7 +95,10 @@ def polar(setting: Setting) -> list[Row]:
 
 def _times(matrices: Sequence[Tensor], config: str, setting: Setting) -> list[Row]:
     timed = [name for name in FACTORS if name not in UNTIMED]
-    contestants = {name: [partial(_all_factors, FACTORS[name], matrices)] for name in timed}
+    on_gpu = setting.device.type == "cuda"
+    contestants = {
+        name: [partial(_all_factors, FACTORS[name], matrices, in_stacks=on_gpu and name != LOOP)] for name in timed
+    }
     times = interleaved(contestants, clock_of(setting.device), setting.repetitions, setting.seed)
     return [
         Row.of_ratio(
@@ -131,9 +134,13 @@ def _null_sizes(examples: Sequence[Example], config: str) -> list[Row]:
     return rows
 
 
-def _all_factors(factor: Callable[[Tensor], Tensor], matrices: Sequence[Tensor]) -> None:
-    for matrix in matrices:
-        factor(matrix)
+def _all_factors(factor: Callable[[Tensor], Tensor], matrices: Sequence[Tensor], *, in_stacks: bool) -> None:
+    if not in_stacks:
+        for matrix in matrices:
+            factor(matrix)
+        return
+    for shape in {matrix.shape for matrix in matrices}:
+        factor(torch.stack([matrix for matrix in matrices if matrix.shape == shape]))
 
 
 def _shuffled(matrix: Tensor) -> Tensor:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 
 import torch
+
+from hf_sage.engine import descend, perturbed, two_pass_step
+from hf_sage.methods import sage, sam
 from step_benchmark.baselines import erm_pass, naive_sage_pass
 from step_benchmark.memory import peak_of
 from step_benchmark.table import Row
 from step_benchmark.timing import Phases, clock_of, interleaved
 from step_benchmark.workload import Setting, Workload
-
-from hf_sage.engine import descend, perturbed, two_pass_step
-from hf_sage.methods import sage, sam
 
 GROUPS = 3
 ROWS = 12
@@ -108,15 +109,14 @@ def _sam_pass(work: Workload) -> None:
 
 def _sage_pass(work: Workload) -> None:
     method = sage()
-    report = two_pass_step(work.network, work.parts(), method)
+    report = two_pass_step(work.network, work.parts(), method, joint=work.joint())
     descend(work.network, method, report, seed=0)
 
 
 def _peer_sam(work: Workload) -> Phases:
     """The SAM of pytorch_optimizer around an AdamW; its second phase puts θ back too."""
-    from pytorch_optimizer import SAM
-
-    optimizer = SAM(work.parameters, torch.optim.AdamW, rho=RADIUS, lr=1e-6)
+    sam_class = import_module("pytorch_optimizer").SAM
+    optimizer = sam_class(work.parameters, torch.optim.AdamW, rho=RADIUS, lr=1e-6)
 
     def gradients() -> None:
         erm_pass(work)

@@ -59,7 +59,10 @@ class DeviceClock:
 
     def laps(self, phases: Phases) -> list[float]:
         """See `Clock`."""
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(len(phases) + 1)]
+        events = [
+            torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            for _ in range(len(phases) + 1)
+        ]
         torch.cuda.synchronize()
         events[0].record()
         for phase, event in zip(phases, events[1:], strict=True):
@@ -114,8 +117,8 @@ def interleaved(contestants: Mapping[str, Phases], clock: Clock, repetitions: in
     shuffle = random.Random(seed).shuffle
     for repetition in range(repetitions + 1):
         shuffle(order)
+        gc.collect()
         for name in order:
-            gc.collect()
             laps = clock.laps(contestants[name])
             if repetition > 0:
                 seconds[name].append(laps)

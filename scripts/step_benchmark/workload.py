@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from transformers import CLIPConfig, CLIPForImageClassification
 
 from hf_sage.engine import Part
+from hf_sage.engine.joint import Joint, Verdict
 from hf_sage.engine.step import trainable
 
 CLASSES = 7
@@ -93,6 +94,9 @@ class Workload:
         network: The network itself.
         parameters: Its trainable parameters.
         groups: Number of groups K.
+        images: The batch, group after group.
+        labels: Its labels.
+        verdict: What the engine has found out about the network.
     """
 
     def __init__(self, setting: Setting, tower: str, groups: int, rows: int) -> None:
@@ -101,10 +105,11 @@ class Workload:
         self.network = shape.build().to(setting.device)
         self.parameters = trainable(self.network)
         self.groups = groups
+        self.verdict = Verdict()
         self._rows = rows
         self._forward: Callable[..., Any] = torch.compile(self.network) if setting.compile else self.network
-        self._images = torch.randn(groups * rows, 3, shape.pixels, shape.pixels, device=setting.device)
-        self._labels = torch.randint(CLASSES, (groups * rows,), device=setting.device)
+        self.images = torch.randn(groups * rows, 3, shape.pixels, shape.pixels, device=setting.device)
+        self.labels = torch.randint(CLASSES, (groups * rows,), device=setting.device)
         self._passes: Callable[[], AbstractContextManager[Any]] = (
             partial(torch.autocast, setting.device.type, torch.bfloat16) if setting.dtype == "bf16" else nullcontext
         )
@@ -115,11 +120,11 @@ class Workload:
 
     def row_losses(self) -> Tensor:
         """Loss of each row, group after group."""
-        return self._losses(slice(None))
+        return self._losses(slice(None), "none")
 
     def loss(self) -> Tensor:
         """Mean loss over all rows."""
-        return self._losses(slice(None)).mean()
+        return self._losses(slice(None))
 
     def parts(self) -> list[Part]:
         """The batch as `hf_sage.engine` takes it: a part for each group."""
@@ -128,6 +133,10 @@ class Workload:
     def whole(self) -> list[Part]:
         """The batch in one part, for methods that need no groups."""
         return [Part("all", 1.0, self.loss)]
+
+    def joint(self) -> Joint:
+        """The batch as `hf_sage.engine` takes it at once, beside its parts."""
+        return Joint([(k, self._rows) for k in range(self.groups)], self.loss, self.verdict)
 
     def clear(self) -> None:
         """Drops the gradients."""
@@ -140,9 +149,9 @@ class Workload:
         return sum(p.numel() * p.element_size() for p in self.parameters)
 
     def _share(self, group: int) -> Tensor:
-        return self._losses(slice(group * self._rows, (group + 1) * self._rows)).mean() / self.groups
+        return self._losses(slice(group * self._rows, (group + 1) * self._rows)) / self.groups
 
-    def _losses(self, rows: slice) -> Tensor:
+    def _losses(self, rows: slice, reduction: str = "mean") -> Tensor:
         with self._passes():
-            logits = self._forward(pixel_values=self._images[rows]).logits
-        return cross_entropy(logits.float(), self._labels[rows], reduction="none")
+            logits = self._forward(pixel_values=self.images[rows]).logits
+        return cross_entropy(logits.float(), self.labels[rows], reduction=reduction)
