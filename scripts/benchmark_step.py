@@ -1,6 +1,6 @@
 """Measures every figure about the cost of a step that the documentation gives, as ratios within one run.
 
-    python scripts/benchmark_step.py                                   # everything; on one CPU thread about 25 minutes
+    python scripts/benchmark_step.py                                   # everything; on one CPU thread half an hour
     python scripts/benchmark_step.py --rows clean_pass memory          # some of it
     python scripts/benchmark_step.py --device cuda --dtype tf32 --compile --model vit_l_14
 
@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", choices=list(SECTIONS), default=list(SECTIONS), help="which [all]")
-    parser.add_argument("--repetitions", type=int, default=5, help="rounds that count, after one of warm-up [5]")
+    parser.add_argument("--repetitions", type=int, default=3, help="rounds that count, after one of warm-up [3]")
     parser.add_argument("--device", default="cpu", help="cpu or cuda [cpu]")
     parser.add_argument("--dtype", choices=["fp32", "tf32", "bf16"], default="fp32", help="of the passes [fp32]")
     parser.add_argument("--compile", action="store_true", help="run the network through torch.compile")

@@ -74,7 +74,7 @@ class Setting:
     dtype: str = "fp32"
     compile: bool = False
     model: str | None = None
-    repetitions: int = 5
+    repetitions: int = 3
     seed: int = 0
     quick: bool = False
 
