@@ -1,6 +1,6 @@
 """Measures every figure about the cost of a step that the documentation gives, as ratios within one run.
 
-    python scripts/benchmark_step.py                                   # everything; on one CPU thread half an hour
+    python scripts/benchmark_step.py                                   # everything; on one CPU thread an hour or more
     python scripts/benchmark_step.py --rows clean_pass memory          # some of it
     python scripts/benchmark_step.py --device cuda --dtype tf32 --compile --model vit_l_14
 
