@@ -1,0 +1,1 @@
+"""What `scripts/benchmark_step.py` measures, one topic a file."""
