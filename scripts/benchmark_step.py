@@ -20,7 +20,6 @@ import torch
 from step_benchmark.clean_pass import clean_pass, memory
 from step_benchmark.imports import imports
 from step_benchmark.polar import polar
-from step_benchmark.schedule import schedule
 from step_benchmark.steps import restore, step
 from step_benchmark.table import Row, facts, to_markdown
 from step_benchmark.workload import TOWERS, Setting
@@ -31,7 +30,6 @@ SECTIONS: dict[str, Callable[[Setting], list[Row]]] = {
     "restore": restore,
     "polar": polar,
     "step": step,
-    "schedule": schedule,
     "imports": imports,
 }
 """What there is to measure, by the name that ``--rows`` takes."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -16,22 +15,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 import benchmark_step
-from step_benchmark import imports, polar, schedule
+from step_benchmark import imports, polar
 from step_benchmark.baselines import erm_pass, muon_newton_schulz, naive_sage_pass
 from step_benchmark.memory import peak_of
 from step_benchmark.table import Row, to_markdown
 from step_benchmark.timing import interleaved
 from step_benchmark.workload import Setting, Workload
 
-from hf_sage import SAGEConfig
 from hf_sage.engine import two_pass_step
 from hf_sage.methods import sage
-
-
-@dataclass
-class Scheduled(SAGEConfig):
-    ascent_interval: int = 1
-
 
 CPU = torch.device("cpu")
 TOY = Setting(CPU, repetitions=1, quick=True)
@@ -41,7 +33,6 @@ TOY = Setting(CPU, repetitions=1, quick=True)
 def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     output = tmp_path_factory.mktemp("benchmark") / "results.json"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(schedule, "SAGEConfig", Scheduled)
         patch.setattr(imports, "PAIRS", (("import json", "import sys", 1.1), ("import csv", "import sys", None)))
         arguments = ["--quick", "--repetitions", "1", "--output", str(output)]
         assert benchmark_step.main(arguments) == 0
@@ -70,7 +61,7 @@ def test_every_target_is_there(result: dict[str, Any]) -> None:
         *(("clean_pass", 1.08, None), ("clean_pass", 1.12, None), ("memory", 1.0, None)),
         *(("restore", 1.0, None), ("restore", 0, None)),
         *(("polar", 0.4, None), ("polar", None, 0.999), ("polar", 1e-3, None)),
-        *(("step", 1.08, None), ("step", 0.65, None), ("schedule", 1.35, None), ("imports", 1.1, None)),
+        *(("step", 1.08, None), ("step", 0.65, None), ("step", 1.35, None), ("imports", 1.1, None)),
     ):
         assert expected in targets
 

@@ -102,6 +102,14 @@ class Times:
         each = [a / b for a, b in zip(above, below, strict=True)]
         return Ratio(median(above) / median(below), min(each), max(each))
 
+    def mixed_ratio(self, over: Mapping[str, int], under: str) -> Ratio:
+        """The mean time of contestants, each counted so many times, divided by that of another."""
+        count = sum(over.values())
+        rounds = zip(*([times * n for times in self.total(name)] for name, n in over.items()), strict=True)
+        above, below = [sum(own) / count for own in rounds], self.total(under)
+        each = [a / b for a, b in zip(above, below, strict=True)]
+        return Ratio(median(above) / median(below), min(each), max(each))
+
 
 def interleaved(contestants: Mapping[str, Phases], clock: Clock, repetitions: int, seed: int) -> Times:
     """Times every contestant once a repetition, in an order shuffled anew each time, after one round of warm-up.
