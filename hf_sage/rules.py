@@ -69,8 +69,8 @@ class Step:
         learning_rate: Of the base optimizer, in this step.
         gradient_scale: What every gradient is multiplied by: the loss scale of a GradScaler, 1 without one.
         passes: Further evaluations of the batch.
-        memory: What this rule remembers; it writes there what it wants to find in the next step, new tensors in place
-            of the old ones.
+        memory: What this rule remembers; it writes there what it wants to find in the next step, new values in the
+            place of old ones: a value that is there is never changed in place.
         facts: What rules have to say for the log, 0-dimensional tensors by name; all rules of a step share it.
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -41,6 +41,7 @@ class Batch:
         unnoticed: Surrounds every pass but the first.
         auxiliary: The auxiliary batch, if there is one; empty where this rank has no row of it.
         tap: Where features are heard.
+        before: The objective's memory as the clean pass found it.
     """
 
     model: nn.Module
@@ -55,6 +56,7 @@ class Batch:
     unnoticed: Callable[[], AbstractContextManager[None]]
     auxiliary: Sequence[Part] | None
     tap: FeatureTap | None
+    before: Memory = field(default_factory=dict)
 
     def at(self, rule: str) -> Step:
         """The step as a rule of the method sees it."""
@@ -63,6 +65,7 @@ class Batch:
     def clean_pass(self, joint: Joint | None, record_randomness: bool) -> CleanPass:
         """Phases 1 and 2 of Algorithm 1, under the method's objective."""
         ascent = self.method.ascent
+        self.before = dict(self.at("objective").memory)
         weigh_ascent = ascent.group_weights if ascent is not None and "groups" in ascent.needs else None
         if joint is not None and len(self.groups) > 1 and self.method.objective is None and weigh_ascent is None:
             clean = joint_clean_pass(
@@ -77,8 +80,8 @@ class Batch:
         if self.method.objective is None:
             gradient, loss = gradient_of(self.parameters, parts, self.backward, replay=replay)
             return self.reduce(gradient, self.parameters), loss
-        held = self.at("objective")
-        found = self._pass(replace(held, memory=dict(held.memory)), replay, False, None)
+        # It finds the memory as the clean pass found it, and what it writes is forgotten.
+        found = self._pass(replace(self.step, memory=dict(self.before)), replay, False, None)
         return found.gradient, found.loss
 
     def _pass(

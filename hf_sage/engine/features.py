@@ -118,6 +118,7 @@ def feature_pass(
     states = list(replay) if replay is not None else []
     recorded: list[RandomState] = []  # before each part
     live: list[tuple[Tensor, Tensor]] = []
+    dtype = next((p.dtype for p in tap.head.parameters()), torch.float32)  # features may come out of an autocast
     features: list[Tensor] = []
     values: list[Tensor] = []
     with tap.listening(), torch.set_grad_enabled(at_once):
@@ -128,7 +129,7 @@ def feature_pass(
             loss = part.loss()
             z = tap.take(_rows(part))
             values.append(loss.detach())
-            features.append(z.detach().float())
+            features.append(z.detach().to(dtype))
             if at_once:
                 live.append((loss, z))
 
@@ -147,7 +148,7 @@ def feature_pass(
         derivative = by_feature[i]
         if derivative is not None:
             # The gradient is averaged over ranks; each row is on one of them only.
-            own = own + ranks_count * (z.float() * derivative.to(z.device)).sum()
+            own = own + ranks_count * (z.to(dtype) * derivative.to(z.device)).sum()
         return own
 
     def passed_again(i: int, part: Part) -> Callable[[], Tensor]:

@@ -32,7 +32,7 @@ class GroupWeights(Objective, ABC):
         Args:
             losses: ℓ_k, the mean loss of each group of the batch, shape ``(K,)``, fp64.
             weights: w_k, their share of the batch, summing to one.
-            step: The step; its memory is written in the clean pass and only read in the perturbed one.
+            step: The step. A pass at θ + ε finds the memory as the clean pass found it; what it writes is forgotten.
 
         Returns:
             ∂/∂ℓ_k, shape ``(K,)``; ``weights`` is the mean of the batch's losses.
@@ -69,5 +69,10 @@ class FeatureObjective(Objective, ABC):
         Args:
             groups: The rows of each group.
             head: The classifier: features of shape ``(n, d)`` to logits of shape ``(n, classes)``.
-            step: The step; its memory is written in the clean pass and only read in the perturbed one.
+            step: The step. A pass at θ + ε finds the memory as the clean pass found it; what it writes is forgotten.
         """
+
+
+def annealed(penalty: float, warmup: int, step: Step) -> float:
+    """The weight of a penalty that sets in after some updates and is 1 before them, as in DomainBed."""
+    return penalty if step.number >= warmup else 1.0
