@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor.debug import CommDebugMode
 
 from hf_sage.agreement import gram_matrix
+from hf_sage.ascents import Ascent
 from hf_sage.engine import Part, Step, StepReport, descend, two_pass_step
 from hf_sage.engine.sharding import MeanByFSDP
 from hf_sage.methods import Method, erm, sage, sam
@@ -165,13 +166,13 @@ def noise(layout: Callable[[nn.Module], nn.Module], method: Method) -> Outcome:
     return {"noise": [whole(p.grad) for p in model.parameters()]}
 
 
-class Watching:
+class Watching(Ascent):
     """An ascent that notes what it was given, what it gave, and what travelled meanwhile."""
 
     def __init__(self, method: Method) -> None:
         self.ascent, self.rho, self.found = method.ascent, method.ascent.rho, {}
 
-    def __call__(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
+    def __call__(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], step: Any = None) -> list[Tensor]:
         with CommDebugMode() as travelled:
             epsilon = self.ascent(parameters, gradients)
         held = [e.to_local() if isinstance(e, DTensor) else e for e in epsilon]

@@ -19,7 +19,7 @@ Scaled = Literal["all", "matrices"]
 
 @dataclass(frozen=True)
 class AdaptiveAscent(Ascent):
-    """ε = ρ T²ḡ/‖Tḡ‖₂ with T = |w| + η for each weight (Kwon et al. 2021, arXiv 2102.11600, eq. 5; ASAM).
+    """ε = ρ T²ḡ/‖Tḡ‖₂ with T = |w| + η for each weight (Kwon et al. 2021, arXiv 2102.11600; ASAM).
 
     The public code takes T = |w| + η for parameters with "weight" in their name and T = 1 for all others. That leaves
     biases a radius which does not follow a rescaling of their layer, and the invariance that ASAM is named for is lost:

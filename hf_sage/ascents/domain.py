@@ -16,7 +16,7 @@ Variance = Literal["groups", "samples"]
 
 @dataclass(frozen=True)
 class DomainAscent(L2Ascent):
-    """SAM's ascent on ℓ − λ Var_k(ℓ_k) (Zhang et al. 2024, arXiv 2405.18861, eq. 5; DISAM).
+    """SAM's ascent on ℓ − λ Var_k(ℓ_k) (Zhang et al. 2024, arXiv 2405.18861; DISAM).
 
     The second gradient is that of ℓ alone. The gradient of the ascent's loss is Σ_k [w_k − (2λ/K)(ℓ_k − ℓ̄)] g_k, made
     of the groups' gradients without a further pass.

@@ -15,7 +15,7 @@ from hf_sage.vectors import unit
 
 @dataclass(frozen=True)
 class FrobeniusAscent(Ascent):
-    """ε_W = ρ‖W‖_F G/‖G‖_F, ε_b = ρ g/‖g‖₂: the ablation "No NS" of the SAGE paper (Table 3).
+    """ε_W = ρ‖W‖_F G/‖G‖_F, ε_b = ρ g/‖g‖₂: the ablation "No Newton-Schulz" of SAGE (Section 5.3, Figure 3).
 
     The paper says that the gradient is not orthogonalised and no more; the radius ρ‖W‖_F and the rule for vectors are
     kept, so that the direction is all that differs. ‖ε_W‖_F is √r times smaller than SAGE's for gradients of rank r.

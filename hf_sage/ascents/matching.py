@@ -15,7 +15,7 @@ from hf_sage.vectors import along
 
 @dataclass(frozen=True)
 class MatchingAscent(Ascent):
-    """ε = ρ ḡ/‖ḡ‖₂ − α ḡ (Wang et al. 2023, arXiv 2303.10353, Section 3.3; SAGM).
+    """ε = ρ ḡ/‖ḡ‖₂ − α ḡ (Wang et al. 2023, arXiv 2303.10353; SAGM).
 
     The gradient at θ + ε minimises ℓ_p(θ − αḡ) ≈ ℓ_p(θ) − α⟨∇ℓ_p, ḡ⟩: the two gradients are pulled into one direction.
     What of it is descended is `hf_sage.corrections.MeanOfGradients`.

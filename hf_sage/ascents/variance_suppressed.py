@@ -15,13 +15,13 @@ from hf_sage.vectors import along, widened
 
 @dataclass(frozen=True)
 class VarianceSuppressedAscent(Ascent):
-    """ε = ρ d/‖d‖₂, d_t = (1 − θ) d_{t−1} + θ g_t (Li and Giannakis 2023, arXiv 2309.15639, eq. 7; VaSSO).
+    """ε = ρ d/‖d‖₂, d_t = (1 − θ) d_{t−1} + θ g_t (Li and Giannakis 2023, arXiv 2309.15639; VaSSO).
 
     The mean starts at the first gradient, as in the authors' code. θ = 1 is SAM.
 
     Attributes:
         rho: Radius ρ ≥ 0, default 0.05 (the authors' code).
-        theta: θ in (0, 1], default 0.9 (the authors' code; the paper also tries 0.2 and 0.4).
+        theta: θ in (0, 1], default 0.9 (the authors' code; the Align-SAM paper tries 0.2 beside it).
     """
 
     rho: float = 0.05

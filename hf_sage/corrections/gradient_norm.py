@@ -22,7 +22,7 @@ class GradientNorm(Correction):
     Q = β₁g₁ + β₃g₃ and P = g₀ + β₂g₂ the update is along Q − α(P − proj_Q P). d is a difference of two gradients that
     are almost the same: in less than fp32 it is noise.
 
-    The paper's eq. 10 takes two Hessian-vector products instead. The authors' code takes |β₂| of a β₂ of −1, which is
+    The paper's own rule takes two Hessian-vector products instead. The authors' code takes |β₂| of a β₂ of −1, which is
     the β₂ of 1 here.
 
     Attributes:

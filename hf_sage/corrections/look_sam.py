@@ -23,7 +23,7 @@ class ReusedDirection(Correction):
     puts the parameters of the last perturbed update back in every update.
 
     Attributes:
-        alpha: α ≥ 0, default 0.7 (the paper's).
+        alpha: α ≥ 0, default 0.7 (the public code).
     """
 
     alpha: float = 0.7

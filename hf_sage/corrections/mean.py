@@ -13,9 +13,10 @@ from hf_sage.corrections.base import Correction, Descent
 
 @dataclass(frozen=True)
 class MeanOfGradients(Correction):
-    """g ← ½(g + g_p) (Wang et al. 2023, arXiv 2303.10353, eq. 9; SAGM).
+    """g ← ½(g + g_p) (Wang et al. 2023, arXiv 2303.10353; SAGM).
 
-    The paper descends the sum, its code the mean: the gradient then has the size that a learning rate for ERM expects.
+    The paper's objective is the sum of both losses; its code descends the mean, whose gradient has the size that a
+    learning rate for ERM expects.
     """
 
     needs_perturbation: ClassVar[bool] = True
