@@ -16,6 +16,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "eigen_sam": {"interval": 2, "alpha": 0.8},
     "align_sam": {"look_back_interval": 2},
     "align_asam": {"look_back_interval": 2},
+    "irm": {"warmup": 0},
+    "vrex": {"warmup": 0},
+    "fishr": {"warmup": 0},
+    "dann": {"width": 8, "learning_rate": 0.01},
+    "cdann": {"width": 8, "learning_rate": 0.01},
+    "gga": {"noise": 1e-3, "proposals": 3, "begin": 1, "end": 3},
 }
 """Radii and noise that a test sees in the weights, intervals that end within it; for the others their defaults."""
 
