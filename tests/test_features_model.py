@@ -115,10 +115,19 @@ def test_gradient_checkpointing_changes_nothing(problem, same_dropout):
     model, rows, options = CHECKPOINTING[problem]
     on, off = model(dropout=0.2), model(dropout=0.2)
     often, seldom = forwards_of_a_layer(on), forwards_of_a_layer(off)
-    train(on, Rows(rows()), gradient_checkpointing=True, same_dropout=same_dropout, **options, **SAGE)
-    train(off, Rows(rows()), same_dropout=same_dropout, **SAGE)
+    train(on, Rows(rows()), gradient_checkpointing=True, same_dropout=same_dropout, method="sam", **options)
+    train(off, Rows(rows()), same_dropout=same_dropout, method="sam")
     assert often[0] > 1.5 * seldom[0]  # it really was on
     assert_same_bits(weights(on), weights(off))
+
+
+@pytest.mark.parametrize("problem", CHECKPOINTING)
+def test_gradient_checkpointing_goes_group_by_group(problem):
+    """Activations are then computed anew where the joint pass would not see them; it is the same but for round-off."""
+    model, rows, options = CHECKPOINTING[problem]
+    on = train(model(), Rows(rows()), gradient_checkpointing=True, **options, **SAGE)
+    off = train(model(), Rows(rows()), **SAGE)
+    assert max(relative_differences(on.model, off.model, start=model())) <= ROUND_OFF
 
 
 # ---- torch.compile ----
@@ -127,10 +136,10 @@ def test_gradient_checkpointing_changes_nothing(problem, same_dropout):
 class Small(nn.Module):
     """Two layers and dropout, for compilers: graphs of transformers' models take them seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, dropout: float = 0.2) -> None:
         super().__init__()
         set_seed(0)
-        self.layers = nn.Sequential(nn.Linear(768, 16), nn.Tanh(), nn.Dropout(0.2), nn.Linear(16, CLASSES))
+        self.layers = nn.Sequential(nn.Linear(768, 16), nn.Tanh(), nn.Dropout(dropout), nn.Linear(16, CLASSES))
 
     def forward(self, pixel_values: Tensor, labels: Tensor) -> dict[str, Tensor]:
         logits = self.layers(pixel_values.flatten(1))
@@ -139,9 +148,9 @@ class Small(nn.Module):
 
 COMPILED = [
     pytest.param(Small, "eager", {"method": "sam"}, id="eager, sam"),
-    pytest.param(Small, "aot_eager", SAGE, id="aot_eager, sage"),
+    pytest.param(lambda: Small(0.0), "aot_eager", SAGE, id="aot_eager, sage"),
     pytest.param(
-        lambda: vit(dropout=0.2),
+        vit,
         "eager",
         SAGE,
         marks=pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 cannot compile transformers' ViT"),
@@ -505,7 +514,7 @@ def test_variants_of_lora_train(init):
 
 def test_lora_with_gradient_checkpointing_changes_nothing():
     on, off = (train(lora(), Rows(text_rows()), gradient_checkpointing=on, **SAGE) for on in (True, False))
-    assert_same_bits(weights(on.model), weights(off.model))
+    assert max(relative_differences(on.model, off.model, start=lora())) <= ROUND_OFF
 
 
 def test_lora_on_images():

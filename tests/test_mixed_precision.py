@@ -39,6 +39,7 @@ from training import (
 from transformers import Trainer, TrainerCallback
 
 from hf_sage import SAGETrainer
+from hf_sage.ascents import Ascent
 from hf_sage.methods import sage
 
 SAM = {"method": "sam"}
@@ -168,7 +169,7 @@ def test_a_scale_that_is_too_large_is_found_as_in_stock():
 # ---- bf16 and fp16: θ, ε and S ----
 
 
-class Witness:
+class Witness(Ascent):
     """SAGE's ascent, which keeps copies of what it is given and of what it returns."""
 
     def __init__(self) -> None:
@@ -177,7 +178,7 @@ class Witness:
         self.theta: list[Tensor] = []
         self.epsilon: list[Tensor] = []
 
-    def __call__(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
+    def __call__(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], step: Any = None) -> list[Tensor]:
         self.theta = [p.clone() for p in parameters]
         epsilon = self.ascent(parameters, gradients)
         self.epsilon = [e.clone() for e in epsilon]
