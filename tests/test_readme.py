@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+from training import entries, image_rows, train, vit
 
 from hf_sage import SAGEArguments
 from hf_sage.methods import METHODS
@@ -56,3 +58,14 @@ def test_every_field_is_in_the_table() -> None:
 def test_the_demos_table_is_the_one_on_file() -> None:
     table = (Path(__file__).parent.parent / "model_cards" / "style_digits" / "table.md").read_text(encoding="utf-8")
     assert table.split("\n\n")[0] in README
+
+
+def test_a_method_of_ones_own_trains_as_written() -> None:
+    world: dict[str, Any] = {}
+    exec(block("python", "SignAscent(Ascent)"), world)
+    assert len(block("python", "SignAscent(Ascent)").splitlines()) <= 30
+    trainer = train(vit(), image_rows(), method=world["method"], save_strategy="no")
+    moved = [entry["perturbation_norm"] for entry in entries(trainer)]
+    entries_of_theta = sum(p.numel() for p in trainer.model.parameters())
+    # Every entry of a gradient moves by ρ, but for the few that are zero.
+    assert all(0.9 < norm / (1e-3 * entries_of_theta**0.5) <= 1.0 + 1e-6 for norm in moved)
