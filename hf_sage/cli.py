@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -39,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
     name = parser.parse_args(argv[:1]).command
+    # Where it is installed, it warns at import of kernels for 4-bit models, which no command has.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         status: int = import_module(COMMANDS[name][0]).main(argv[1:])
     except (ValueError, OSError, ImportError) as error:
