@@ -75,8 +75,12 @@ class SWADCallback(TrainerCallback):
             self._forget()
             return
         file = Path(str(args.output_dir), f"checkpoint-{state.global_step}", FILE)
-        if file.is_file():
-            self._load(torch.load(file, weights_only=True))
+        if not file.is_file():
+            raise ValueError(
+                f"{file.parent} holds no averages of SWADCallback: it was not there when the checkpoint was saved, or the "
+                "training was killed right then. Resume from an earlier checkpoint, or leave the callback out."
+            )
+        self._load(torch.load(file, map_location=args.device, weights_only=True))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
