@@ -77,8 +77,8 @@ class SWADCallback(TrainerCallback):
         file = Path(str(args.output_dir), f"checkpoint-{state.global_step}", FILE)
         if not file.is_file():
             raise ValueError(
-                f"{file.parent} holds no averages of SWADCallback: it was not there when the checkpoint was saved, or the "
-                "training was killed right then. Resume from an earlier checkpoint, or leave the callback out."
+                f"{file.parent} holds no averages of SWADCallback: it was not there when the checkpoint was saved, or "
+                "the training was killed right then. Resume from an earlier checkpoint, or leave the callback out."
             )
         self._load(torch.load(file, map_location=args.device, weights_only=True))
 
