@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from assertions import assert_same_bits
@@ -10,6 +11,7 @@ from methods_by_name import options
 from training import build, entries, image_rows, max_difference, relative_differences, train, vit, weights
 
 from hf_sage.methods import METHODS
+from hf_sage.trainer.logs import StepLog
 
 ROUND_OFF = 1e-4
 """Of fp32 sums taken in another order, relative to the way of the weights; GAM's differences and power iterations
@@ -71,6 +73,20 @@ def test_cosines_of_align_sam_are_logged():
         assert -1 <= entry["cosine_before"] <= 1
     change = (log[0]["cosine_after"] - log[0]["cosine_before"]) / log[0]["cosine_after"]
     assert log[0]["cosine_change"] == pytest.approx(change, rel=1e-4)  # fp32
+
+
+def test_the_search_of_gga_is_logged():
+    log = entries(train(vit(), image_rows(), **options("gga")))
+    assert ["proposals_accepted" in entry for entry in log] == [False, True, True]
+    assert all(0 <= entry["proposals_accepted"] <= 3 and -1 <= entry["smallest_cosine"] <= 1 for entry in log[1:])
+
+
+def test_an_update_of_fish_is_logged_once(monkeypatch):
+    added: list[Any] = []
+    log = StepLog.add
+    monkeypatch.setattr(StepLog, "add", lambda *given: added.append(given) or log(*given))
+    train(vit(), image_rows(), **options("fish", meta_rate=0.5))
+    assert len(added) == 3
 
 
 def test_the_largest_eigenvalue_is_logged():

@@ -204,20 +204,21 @@ class TwoPasses(Settings):
     def _apply_hook(
         self, model: nn.Module, hook: WeightHook, parts: list[Part], groups: list[str | None]
     ) -> StepReport | None:
+        step = replace(self._step, memory=self._memories.setdefault("hook", {}))
         with self._unnoticed() if not hook.replaces_update else nullcontext():
             done = apply_hook(
                 model,
                 parts,
                 hook,
-                replace(self._step, memory=self._memories.setdefault("hook", {})),
+                step,
                 self.optimizer.step,
                 backward=self.accelerator.backward,
                 groups=groups,
                 reduce=mean_over_ranks,
                 parameters=self._parameters(model),
             )
-        if done is not None:
-            self._step_log.add(done, done.facts)
+        if done is None:  # otherwise they are in the report of the step
+            self._step_log.add_facts(step.facts)
         return done
 
     def _auxiliary_parts(
