@@ -164,6 +164,28 @@ def test_the_gradient_is_the_published_objectives(name, micro_batches):
         torch.testing.assert_close(found, expected, **TOLERANCE)
 
 
+@pytest.mark.parametrize(("micro_batches", "most"), [(1, 3), (3, 1)])
+def test_micro_batches_are_not_held_at_once(micro_batches, most):
+    """Accumulation is there to save memory; a batch that is whole anyway is passed through the network once."""
+    model, data = network(), batch(sizes=SIZES)
+    alive: list[int] = [0]
+
+    class Graph(torch.autograd.Function):
+        @staticmethod
+        def forward(context: Any, z: Tensor) -> Tensor:
+            alive.append(alive[-1] + 1)
+            return z.clone()
+
+        @staticmethod
+        def backward(context: Any, gradient: Tensor) -> Tensor:
+            alive.append(alive[-1] - 1)
+            return gradient
+
+    model.body.register_forward_hook(lambda _, inputs, z: Graph.apply(z) if z.requires_grad else None)
+    two_pass_step(model, parts(model, data, micro_batches), Method("coral", objective=CORAL()))
+    assert (max(alive), alive[-1]) == (most, 0)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_perturbed_gradient_is_the_objectives_too(name):
     """ε and the second gradient are those of the objective, not of the mean loss."""
