@@ -10,7 +10,10 @@ from assertions import assert_same_bits
 from methods_by_name import options
 from training import build, entries, image_rows, max_difference, relative_differences, train, vit, weights
 
-from hf_sage.methods import METHODS
+from hf_sage.ascents import L2Ascent
+from hf_sage.hooks import Fish
+from hf_sage.methods import METHODS, Method
+from hf_sage.trainer.auxiliary import AuxiliaryBatches
 from hf_sage.trainer.logs import StepLog
 
 ROUND_OFF = 1e-4
@@ -105,6 +108,22 @@ def test_attention_without_a_second_derivative_is_refused_before_training(name):
 def test_an_auxiliary_batch_larger_than_the_data_is_refused_before_training():
     with pytest.raises(ValueError, match="auxiliary"):
         train(vit(), image_rows(4), per_device_train_batch_size=4, gradient_accumulation_steps=8, method="align_sam")
+
+
+@pytest.mark.parametrize("scope", ["global", "local"])
+def test_auxiliary_batches_are_drawn_once_an_update_that_perturbs(scope, monkeypatch):
+    """Drawing one takes all ranks together, so how often must not depend on how many micro-batches a rank has."""
+    drawn: list[int] = []
+    inputs = AuxiliaryBatches.inputs
+    monkeypatch.setattr(AuxiliaryBatches, "inputs", lambda *given: drawn.append(given[1]) or inputs(*given))
+    sizes = {"per_device_train_batch_size": 6, "gradient_accumulation_steps": 2}
+    train(vit(), image_rows(), **options("align_sam"), **sizes, perturbation_scope=scope, ascent_interval=2)
+    assert drawn == [0, 2]
+
+
+def test_rules_beside_a_hook_that_is_the_whole_update_are_refused():
+    with pytest.raises(ValueError, match="never act"):
+        Method("own", L2Ascent(0.05), hook=Fish())
 
 
 def test_disam_without_domains_is_refused_before_training():

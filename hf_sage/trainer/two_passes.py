@@ -125,6 +125,7 @@ class TwoPasses(Settings):
             done = self._apply_hook(model, method.hook, parts, list(items))
             if done is not None:
                 return done
+        auxiliary = self._auxiliary_parts(method, loss, divides, num_items)  # by all ranks, however many chunks each has
         one_by_one = local or len(window) == 1  # the gradients of several micro-batches are compared by their sums
         reports = [
             two_pass_step(
@@ -140,7 +141,7 @@ class TwoPasses(Settings):
                 inspect=self._inspect if self._step_log.precision.is_due and self.args.process_index == 0 else None,
                 parameters=self._parameters(model),
                 second_pass=self._unnoticed,
-                auxiliary=self._auxiliary_parts(loss, divides, num_items),
+                auxiliary=auxiliary,
                 tap=self._tap,
                 joint=as_joint(chunk, loss, weight, self._verdict, scale_loss=not divides) if one_by_one else None,
             )
@@ -222,10 +223,10 @@ class TwoPasses(Settings):
         return done
 
     def _auxiliary_parts(
-        self, loss: Callable[[Inputs], Tensor], divides: bool, num_items: Tensor | int | None
+        self, method: Method, loss: Callable[[Inputs], Tensor], divides: bool, num_items: Tensor | int | None
     ) -> list[Part] | None:
-        """This rank's rows of the auxiliary batch of this update, as one part."""
-        if self._auxiliary is None:
+        """This rank's rows of the auxiliary batch of this update, as one part; ``None`` where nothing is perturbed."""
+        if self._auxiliary is None or not method.perturbs_in(self._step.number):
             return None
         inputs = self._auxiliary.inputs(self._step.number, self.args.process_index, self.args.world_size)
         pieces = [] if inputs is None else cut(self._without_domain(inputs), None, self._count_items)
