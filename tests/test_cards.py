@@ -12,8 +12,9 @@ import pytest
 from huggingface_hub import ModelCard
 
 from hf_sage.benchmark.cards import card_of, facts_of, main, read_run
+from hf_sage.methods import METHODS
 from hf_sage.publishing import CardFacts, Result, problems_of, render
-from hf_sage.trainer.card import results_of
+from hf_sage.trainer.card import method_settings, results_of
 
 WORKED = Path(__file__).parent.parent / "model_cards" / "style_digits"
 
@@ -128,6 +129,18 @@ def test_another_versions_defaults_are_not_claimed(run: dict[str, Any]) -> None:
     assert dict(facts_of(run).method_settings) == {
         name: run["arguments"]["hyperparameters"][name] for name in ("rho", "gamma")
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("irm", {"penalty": 100.0, "warmup": 500}),
+        ("fish", {"meta_rate": 0.5}),
+        ("look_sam", {"rho": 0.05, "alpha": 0.7, "ascent_interval": 5}),
+    ],
+)
+def test_every_hyperparameter_of_a_method_is_told(name: str, settings: dict[str, Any]) -> None:
+    assert method_settings(METHODS[name]()) == settings
 
 
 def test_odd_names_survive(run: dict[str, Any]) -> None:

@@ -86,9 +86,10 @@ def facts_of_trainer(trainer: Trainer, method: Method, column: str | None, **giv
 
 
 def method_settings(method: Method) -> dict[str, object]:
-    """Every hyperparameter of a method: the fields of its ascent and of its corrections."""
-    rules: list[Any] = [method.ascent, *method.corrections]
-    return {item.name: getattr(rule, item.name) for rule in rules if is_dataclass(rule) for item in fields(rule)}
+    """Every hyperparameter of a method: the fields of its rules, and its interval where it has one."""
+    rules: list[Any] = list(method.rules.values())
+    settings = {item.name: getattr(rule, item.name) for rule in rules if is_dataclass(rule) for item in fields(rule)}
+    return settings if method.ascent_interval == 1 else settings | {"ascent_interval": method.ascent_interval}
 
 
 def results_of(log: Iterable[Mapping[str, Any]], step: int | None, sources: Iterable[str]) -> list[Result]:
