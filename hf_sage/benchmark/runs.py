@@ -19,7 +19,7 @@ from hf_sage.data import TensorDomains, preprocess
 from hf_sage.data.callback import DrawsCallback
 from hf_sage.models import image_classifier
 from hf_sage.trainer import SAGEConfig, SAGETrainer
-from hf_sage.trainer.checkpoints import complete_checkpoints
+from hf_sage.trainer.checkpoints import STATE, complete_checkpoints
 
 Progress = Callable[[int], None]
 DEFAULTS = Options()
@@ -110,7 +110,7 @@ def run(
     trainer.remove_callback(PrinterCallback)  # the terminal belongs to the progress bar
     if save_to is not None:
         trainer.add_callback(_SaveBest(trainer, save_to))
-    before = None if last is None else TrainerState.load_from_json(str(last / "trainer_state.json"))
+    before = None if last is None else TrainerState.load_from_json(str(last / STATE))
     scores.start([] if before is None else before.log_history)
     if before is not None and before.global_step >= job.steps:  # killed after the last checkpoint
         trainer.state = before

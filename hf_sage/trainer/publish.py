@@ -16,11 +16,10 @@ from hf_sage.publishing import UPLOAD_ERRORS, explain, problems_of, render
 from hf_sage.publishing.failures import TRANSPORT_ERROR
 from hf_sage.publishing.privacy import hide_local_paths, veiled
 from hf_sage.trainer.card import facts_of_trainer
+from hf_sage.trainer.checkpoints import STATE
 from hf_sage.trainer.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-STATE = "trainer_state.json"
 
 
 class Publishing(Settings):
