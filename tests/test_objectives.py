@@ -172,16 +172,16 @@ def test_micro_batches_are_not_held_at_once(micro_batches, most):
 
     class Graph(torch.autograd.Function):
         @staticmethod
-        def forward(context: Any, z: Tensor) -> Tensor:
+        def forward(_: Any, z: Tensor) -> Tensor:
             alive.append(alive[-1] + 1)
             return z.clone()
 
         @staticmethod
-        def backward(context: Any, gradient: Tensor) -> Tensor:
+        def backward(_: Any, gradient: Tensor) -> Tensor:
             alive.append(alive[-1] - 1)
             return gradient
 
-    model.body.register_forward_hook(lambda _, inputs, z: Graph.apply(z) if z.requires_grad else None)
+    model.body.register_forward_hook(lambda _, __, z: Graph.apply(z) if z.requires_grad else None)
     two_pass_step(model, parts(model, data, micro_batches), Method("coral", objective=CORAL()))
     assert (max(alive), alive[-1]) == (most, 0)
 

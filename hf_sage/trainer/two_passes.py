@@ -125,7 +125,7 @@ class TwoPasses(Settings):
             done = self._apply_hook(model, method.hook, parts, list(items))
             if done is not None:
                 return done
-        auxiliary = self._auxiliary_parts(method, loss, divides, num_items)  # by all ranks, however many chunks each has
+        auxiliary = self._auxiliary_parts(method, loss, divides, num_items)  # once: it takes all ranks
         one_by_one = local or len(window) == 1  # the gradients of several micro-batches are compared by their sums
         reports = [
             two_pass_step(
