@@ -78,6 +78,13 @@ def test_cosines_of_align_sam_are_logged():
     assert log[0]["cosine_change"] == pytest.approx(change, rel=1e-4)  # fp32
 
 
+@pytest.mark.parametrize(("name", "has_one"), [("vrex", True), ("gga", True), ("irm", False), ("fish", False)])
+def test_an_agreement_is_logged_where_one_was_measured(name, has_one):
+    log = entries(train(vit(), image_rows(), **options(name)))
+    assert ["agreement" in entry for entry in log] == [has_one] * 3
+    assert all("loss/art" in entry for entry in log)
+
+
 def test_the_search_of_gga_is_logged():
     log = entries(train(vit(), image_rows(), **options("gga")))
     assert ["proposals_accepted" in entry for entry in log] == [False, True, True]

@@ -9,6 +9,7 @@ which costs one forward pass more.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
@@ -103,7 +104,8 @@ def feature_pass(
         replay: See `gradient_of`.
 
     Returns:
-        A `CleanPass` with the objective's gradient, reduced; its losses are the plain ones, its agreement is 1.
+        A `CleanPass` with the objective's gradient, reduced; its losses are the plain ones, its agreement is NaN: the
+        groups have no gradients of their own.
 
     Raises:
         ValueError: If a part has no labels, or the classifier does not see one row an example.
@@ -169,8 +171,8 @@ def feature_pass(
     losses = _losses(parts, values)
     total = torch.stack(values).sum() if values else torch.zeros((), device=parameters[0].device)
     kept = recorded if record_randomness else []
-    one = torch.ones((), dtype=torch.float64, device=total.device)
-    return CleanPass(total, reduce(gradient, parameters), one, losses, list(parts), kept)
+    unknown = torch.full((), math.nan, dtype=torch.float64, device=total.device)
+    return CleanPass(total, reduce(gradient, parameters), unknown, losses, list(parts), kept)
 
 
 def _rows(part: Part) -> int:

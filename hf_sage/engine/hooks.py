@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 
 import torch
@@ -118,5 +119,5 @@ def apply_hook(
     if not hook.replaces_update:
         return None
     loss = torch.stack([value for value, _ in passes.losses.values()]).sum()
-    agreement = torch.ones((), dtype=torch.float64, device=loss.device)
-    return StepReport(loss, None, agreement, None, passes.losses, passes.is_finite, step.facts)
+    unknown = torch.full((), math.nan, dtype=torch.float64, device=loss.device)
+    return StepReport(loss, None, unknown, None, passes.losses, passes.is_finite, step.facts)
