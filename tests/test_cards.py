@@ -143,6 +143,14 @@ def test_every_hyperparameter_of_a_method_is_told(name: str, settings: dict[str,
     assert method_settings(METHODS[name]()) == settings
 
 
+def test_what_a_run_set_of_its_method_is_told_as_the_methods(run: dict[str, Any]) -> None:
+    run["arguments"] |= {"method": "irm", "hyperparameters": {"learning_rate": 1e-3, "penalty": 3.0}}
+    facts = facts_of(run)
+    assert facts.method_settings == {"penalty": 3.0, "warmup": 500}
+    assert facts.training_settings["learning_rate"] == 1e-3
+    assert "penalty" not in facts.training_settings
+
+
 def test_odd_names_survive(run: dict[str, Any]) -> None:
     run["arguments"]["held_out"] = ["Übung: 1"]
     odd = {"plain": "Real World", "photo": "a|b", "color": "Übung: 1"}

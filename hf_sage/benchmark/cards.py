@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 import hf_sage
+from hf_sage.benchmark.hyperparameters import OPTIMIZER, as_fields
 from hf_sage.benchmark.records import write_atomic
 from hf_sage.data import EMBEDDED
 from hf_sage.models import TINY_CLIP
@@ -179,16 +180,14 @@ def _origin(model: str, head: str) -> tuple[str | None, str]:
 def _method_settings(run: Run) -> dict[str, object]:
     """What the run set, over the method's defaults where this is the version that the run was made with."""
     arguments = run["arguments"]
-    known = SAGEArguments.__dataclass_fields__
-    given = {key: value for key, value in arguments["hyperparameters"].items() if key in known}
+    given = {key: value for key, value in arguments["hyperparameters"].items() if key not in OPTIMIZER}
     if run["versions"].get("hf_sage") != hf_sage.__version__:
         return given
-    return method_settings(SAGEArguments(method=arguments["method"], **given).build_method())
+    return method_settings(SAGEArguments(method=arguments["method"], **as_fields(given)).build_method())
 
 
 def _training_settings(arguments: Mapping[str, Any]) -> dict[str, object]:
-    known = SAGEArguments.__dataclass_fields__
-    settings = {key: value for key, value in arguments["hyperparameters"].items() if key not in known}
+    settings = {key: value for key, value in arguments["hyperparameters"].items() if key in OPTIMIZER}
     training = without_local_paths(arguments.get("training", {}))
     settings |= {key: value for key, value in training.items() if not is_secret(key, value)}
     for key in ("steps", "rows_per_domain", "transform", "seed", "trial"):

@@ -11,6 +11,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback, TrainerState, set_seed
 
 from hf_sage.benchmark.collator import USE, USES, CollatorByUse
+from hf_sage.benchmark.hyperparameters import as_fields
 from hf_sage.benchmark.inputs import Inputs, load_inputs
 from hf_sage.benchmark.jobs import Job, Options
 from hf_sage.benchmark.results import Result, best_evaluation, library_versions
@@ -27,6 +28,7 @@ DEFAULTS = Options()
 SET_BY_THE_BENCHMARK = {
     "output_dir": "the benchmark's folder",
     "method": "`methods`",
+    "method_options": "`methods`",
     "seed": "`seeds`",
     "data_seed": "`seeds`",
     "max_steps": "`steps`",
@@ -141,7 +143,7 @@ def _arguments(
         "report_to": [],
         "disable_tqdm": True,
     }
-    settings |= job.training | job.hyperparameters
+    settings |= job.training | as_fields(job.hyperparameters)
     arguments = SAGEConfig(
         str(folder),
         method=job.method,
