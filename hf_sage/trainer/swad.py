@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_sage.vectors import widened
+
 logger = logging.getLogger(__name__)
 
 FILE = "swad.pt"
@@ -91,7 +93,7 @@ class SWADCallback(TrainerCallback):
         weights = [p.detach() for p in model.parameters()]
         self._count += 1
         if self._running is None:
-            self._running = [w.float().clone() for w in weights]
+            self._running = [widened(w).clone() for w in weights]
         else:
             for mean, w in zip(self._running, weights, strict=True):
                 mean.lerp_(w.to(mean.dtype), 1 / self._count)
