@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from queue import Empty
 from typing import Any, TypeVar
 
+import datasets
 import torch
 import transformers
 from rich.console import Console
@@ -190,18 +191,23 @@ def _begin(devices: Any) -> None:
 def _quiet_and_on_one_thread() -> None:
     torch.set_num_threads(1)
     transformers.logging.disable_progress_bar()  # the terminal belongs to the bar over all runs
+    datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()
 
 
 @contextmanager
 def _as_before() -> Iterator[None]:
     threads, verbosity = torch.get_num_threads(), transformers.logging.get_verbosity()
+    bars = transformers.logging.is_progress_bar_enabled(), not datasets.are_progress_bars_disabled()
     try:
         yield
     finally:
         torch.set_num_threads(threads)
         transformers.logging.set_verbosity(verbosity)
-        transformers.logging.enable_progress_bar()
+        enable = transformers.logging.enable_progress_bar, datasets.enable_progress_bars
+        for shown, show in zip(bars, enable, strict=True):
+            if shown:
+                show()
 
 
 def _work(work: Any, i: int, total: int, steps: Any) -> Any:

@@ -1,4 +1,4 @@
-"""``hf-sage data``: which datasets there are, whether one is sound, and what it looks like."""
+"""``hf-sage data``: which datasets there are, whether one is sound, what it looks like; and one as a folder."""
 
 # ruff: noqa: T201 - a command prints
 
@@ -12,8 +12,9 @@ import datasets
 
 from hf_sage.data.check import add_folder_findings, check_images
 from hf_sage.data.contact_sheet import contact_sheet
-from hf_sage.data.digits import EMBEDDED_DOMAINS, SCANS
+from hf_sage.data.digits import EMBEDDED, EMBEDDED_DOMAINS, SCANS
 from hf_sage.data.domainbed import DATASETS
+from hf_sage.data.export import at_most, each_scan_once, export_folders
 from hf_sage.data.folder import as_dataset
 from hf_sage.data.images import undecoded
 from hf_sage.data.load import DECLARED, holds_tables, load_domains
@@ -32,18 +33,23 @@ def main(argv: Sequence[str]) -> int:
         The exit status: 1 if ``check`` found problems.
 
     Raises:
-        ValueError: If there is no such dataset.
+        ValueError, OSError: If there is no such dataset, or nowhere to write to.
     """
-    parser = argparse.ArgumentParser(prog="hf-sage data", description="Datasets: list, check, preview.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="ls | check | preview")
+    parser = argparse.ArgumentParser(prog="hf-sage data", description="Datasets: list, check, preview, export.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="ls | check | preview | export")
     commands.add_parser("ls", help="the datasets that are known by name")
     check = commands.add_parser("check", help="count domains and classes, and find what is wrong")
     preview = commands.add_parser("preview", help="a contact sheet by domain and class, as PNG")
-    for command in (check, preview):
+    export = commands.add_parser(
+        "export", help="write a folder laid out domain/class/file; of an embedded set each scan in one domain alone"
+    )
+    for command in (check, preview, export):
         command.add_argument("dataset", help="a folder laid out domain/class/file, or a name of `hf-sage data ls`")
         command.add_argument("--root", type=Path, help="DomainBed's data directory, for its names [the Hub]")
         command.add_argument("--seed", type=int, default=0, help="of the sets that are made here [0]")
     preview.add_argument("-o", "--output", type=Path, default=Path("contact.png"), help="the picture [contact.png]")
+    export.add_argument("folder", type=Path, help="a new folder")
+    export.add_argument("--images", type=int, help="of each class in each domain so many at the most [all]")
     options = parser.parse_args(argv)
     if options.command == "ls":
         print(_listing())
@@ -51,6 +57,11 @@ def main(argv: Sequence[str]) -> int:
     if options.command == "check":
         return _check(options.dataset, options.root, options.seed)
     data = _load(options.dataset, options.root, options.seed)
+    if options.command == "export":
+        data = each_scan_once(data) if options.dataset in EMBEDDED else data
+        data = data if options.images is None else at_most(data, options.images)
+        print(f"{options.folder}: {export_folders(data, options.folder):,} images")
+        return 0
     sheet = contact_sheet(data, row_domains(data), row_domains(data, "label"))
     options.output.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(options.output, format="PNG")
