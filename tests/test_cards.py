@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 
 from hf_sage.benchmark.cards import card_of, facts_of, main, read_run
 from hf_sage.methods import METHODS
+from hf_sage.methods.citations import Citation
 from hf_sage.publishing import CardFacts, Result, problems_of, render
 from hf_sage.trainer.card import method_settings, results_of
 
@@ -269,3 +270,13 @@ def test_bad_runs_and_options_are_told(tmp_path: Path, run: dict[str, Any]) -> N
             card_of(tmp_path)
     with pytest.raises(ValueError, match="'mine'"):
         card_of(WORKED / "run", license="mine")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_published_method_is_cited(method: str, run: dict[str, Any]) -> None:
+    run["arguments"] |= {"method": method, "hyperparameters": {"learning_rate": 1e-3}}
+    text = card(run).text
+    cited = Citation.of(METHODS[method])
+    if cited.arxiv is not None:
+        assert f"https://arxiv.org/abs/{cited.arxiv}" in text
+    assert ("ballas2026sage" in text) == method.startswith("sage")

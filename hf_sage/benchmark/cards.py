@@ -17,10 +17,11 @@ from hf_sage.data import EMBEDDED
 from hf_sage.models import TINY_CLIP
 from hf_sage.publishing import CardFacts, Result, problems_of, render
 from hf_sage.publishing.checks import is_repo_id
-from hf_sage.publishing.papers import DOMAINBED, PAPERS
+from hf_sage.publishing.papers import DOMAINBED
 from hf_sage.publishing.privacy import is_secret, without_local_paths
 from hf_sage.trainer.card import method_settings
 from hf_sage.trainer.config import SAGEArguments
+from hf_sage.trainer.papers import paper_of
 
 Run = Mapping[str, Any]
 """A run's ``result.json`` as it was read."""
@@ -122,7 +123,7 @@ def facts_of(run: Run, *, name: str | None = None, license: str | None = None) -
     return CardFacts(
         name=name or "-".join([dataset, arguments["method"], *held_out]).replace(" ", "_"),
         method=arguments["method"],
-        paper=PAPERS.get(arguments["method"]),
+        paper=paper_of(arguments["method"]),
         protocol=None if arguments["dataset"] in EMBEDDED else DOMAINBED,
         method_settings=_method_settings(run),
         training_settings=_training_settings(arguments),

@@ -19,8 +19,8 @@ from transformers.modelcard import TASK_MAPPING
 from hf_sage.methods import Method
 from hf_sage.publishing import CardFacts, Result
 from hf_sage.publishing.checks import is_repo_id
-from hf_sage.publishing.papers import PAPERS
 from hf_sage.trainer.groups import class_names, domains_of
+from hf_sage.trainer.papers import paper_of
 
 HUB_FILE = re.compile(r"^hf://datasets/(?P<id>[^@]+)@(?P<revision>[^/]+)/")
 SHOWN = (
@@ -57,7 +57,7 @@ def facts_of_trainer(trainer: Trainer, method: Method, column: str | None, **giv
     facts: dict[str, Any] = {
         "name": Path(args.output_dir).absolute().name,
         "method": method.name,
-        "paper": PAPERS.get(method.name),
+        "paper": paper_of(method.name),
         "method_settings": method_settings(method),
         "training_settings": {name: _plain(getattr(args, name)) for name in SHOWN if hasattr(args, name)}
         | {"steps": state.global_step},

@@ -195,7 +195,9 @@ def _hide_best_checkpoint(file: Path) -> None:
     state = json.loads(file.read_text(encoding="utf-8"))
     if state["best_model_checkpoint"] is not None:
         state["best_model_checkpoint"] = Path(state["best_model_checkpoint"]).name
-        file.write_text(json.dumps(state, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        written = file.with_suffix(".tmp")  # the state marks the checkpoint whole: it must never be half-written
+        written.write_text(json.dumps(state, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        written.replace(file)
 
 
 def _as_list(value: str | Sequence[str] | None) -> list[str]:
