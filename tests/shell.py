@@ -1,4 +1,4 @@
-"""A shell whose ``hf-sage`` is this process: what a page tells to type runs as it stands, at no import a command."""
+"""A shell whose ``hf-sage`` is this process: what a page tells to type runs as it stands, without imports each time."""
 
 from __future__ import annotations
 

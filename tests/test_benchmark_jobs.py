@@ -11,6 +11,7 @@ import time
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,9 +20,10 @@ from rich.console import Console
 
 from hf_sage.benchmark import driver
 from hf_sage.benchmark.claims import STALE_SECONDS, Claim, ClaimedError, living_owner
+from hf_sage.benchmark.disk import is_disk_full
 from hf_sage.benchmark.driver import drive
 from hf_sage.benchmark.jobs import Job, Options
-from hf_sage.benchmark.perform import Outcome, is_disk_full, perform
+from hf_sage.benchmark.perform import Outcome, perform
 from hf_sage.benchmark.results import Result
 from hf_sage.benchmark.store import JobFolder, Store
 from hf_sage.benchmark.workers import process_context
@@ -228,7 +230,7 @@ def test_a_full_disk_loses_nothing(
     assert timeless(folders[0].result()) == timeless(whole)
 
 
-def test_a_full_disk_is_known_by_what_libraries_say() -> None:
+def test_a_full_disk_is_known_by_what_libraries_say(monkeypatch: pytest.MonkeyPatch) -> None:
     here = Path()
     assert is_disk_full(OSError(errno.EDQUOT, "Disk quota exceeded"), here)
     assert is_disk_full(RuntimeError("safetensors: I/O error: No space left on device (os error 28)"), here)
@@ -237,6 +239,10 @@ def test_a_full_disk_is_known_by_what_libraries_say() -> None:
     assert is_disk_full(wrapped, here)
     assert not is_disk_full(ValueError("PytorchStreamWriter failed"), here)  # with room on the disk
     assert not is_disk_full(OSError(errno.EACCES, "Permission denied"), here)
+    with monkeypatch.context() as patch:  # without room
+        patch.setattr("hf_sage.benchmark.disk.shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+        assert is_disk_full(RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 8 vs 7"), here)
+        assert not is_disk_full(RuntimeError("shape mismatch"), here)
 
 
 def test_killed_workers_are_begun_again_once(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

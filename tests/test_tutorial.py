@@ -37,7 +37,7 @@ def test_the_tutorial_runs_as_it_stands(
         assert {file.suffix for file in (work / "benchmark" / "report").iterdir()} == {
             *(".md", ".tex", ".csv", ".html", ".png")
         }
-        assert "sketch was held out and never trained on" in printed
+        assert "photo was held out and never trained on" in printed
         assert {"README.md", "config.json", "model.safetensors"} <= set(hub.repositories["me/digits-sage"].files)
         monkeypatch.chdir(work)
         for language, block in blocks:
@@ -45,7 +45,7 @@ def test_the_tutorial_runs_as_it_stands(
                 exec(block, {})
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [
-        str(file.relative_to(work)) for file in sorted((work / "pictures" / "sketch").glob("*/*"))[:3]
+        str(file.relative_to(work)) for file in sorted((work / "pictures" / "photo").glob("*/*"))[:3]
     ]
     assert all("'label':" in line and "'score':" in line for line in lines)
 

@@ -111,8 +111,12 @@ def _sum_up(store: Store, folders: Sequence[JobFolder], outcomes: dict[JobFolder
     if elsewhere := [folder for folder, outcome in outcomes.items() if outcome.state == "elsewhere"]:
         tell(f"{len(elsewhere)} run elsewhere; {again} does what they leave.")
     failed = {folder: outcome for folder, outcome in outcomes.items() if outcome.state in ("failed", "disk full")}
+    alike: dict[str, list[JobFolder]] = {}
     for folder, outcome in failed.items():
-        tell(f"Failed: {folder.job.name}: {outcome.message} ({folder.error})")
+        alike.setdefault(outcome.message, []).append(folder)
+    for message, (folder, *others) in alike.items():
+        more = f" and {len(others)} more" if others else ""
+        tell(f"Failed: {folder.job.name}{more}: {message} ({folder.error})")
     if any(outcome.state == "disk full" for outcome in failed.values()):
         tell(
             f"The disk that holds {store.folder} is full. Nothing that was finished is lost: make room, then "

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-import shutil
 import subprocess
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from hf_sage.benchmark.claims import Claim, ClaimedError
+from hf_sage.benchmark.disk import is_disk_full
 from hf_sage.benchmark.launch import launch_command
 from hf_sage.benchmark.records import write_atomic
 from hf_sage.benchmark.runs import Progress, run
 from hf_sage.benchmark.store import JobFolder
 
 State = Literal["done", "was done", "elsewhere", "failed", "disk full"]
-LITTLE_SPACE = 64 * 2**20
-"""Bytes left at which a writer that failed without saying why is taken to have filled the disk."""
 
 _ERROR = re.compile(r"^(\[rank\d+\]: )?[\w.]*(Error|Exception)\b.*:")
 _LAUNCHERS = re.compile("CalledProcessError|ChildFailedError")  # say no more than that a process has failed
@@ -98,26 +94,9 @@ def fail(folder: JobFolder, message: str, text: str, disk_full: bool) -> Outcome
     return Outcome("disk full" if disk_full else "failed", message)
 
 
-def is_disk_full(error: BaseException, folder: Path) -> bool:
-    """Whether a full disk or an exhausted quota is behind an error, also of a library that does not say so."""
-    for cause in _chain(error):
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if any(sign in str(cause) for sign in ("No space left on device", "Disk quota exceeded", "os error 28")):
-            return True
-    # torch.save says only that its writer failed.
-    return "PytorchStreamWriter" in str(error) and shutil.disk_usage(folder).free < LITTLE_SPACE
-
-
 def is_first_process() -> bool:
     """Whether this is the process that writes, of those that ``accelerate launch`` started; alone it is."""
     return int(os.environ.get("RANK", "0")) == 0
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _launched(folder: JobFolder, flags: Sequence[str]) -> Outcome:

@@ -18,6 +18,7 @@ from datasets import Dataset, DatasetDict
 from transformers import HfArgumentParser, set_seed
 
 from hf_sage.benchmark.collator import USE, CollatorByUse
+from hf_sage.benchmark.disk import full_disk_explained
 from hf_sage.benchmark.launch import check_processes, leave_together, relaunch
 from hf_sage.benchmark.records import make_folder, write_atomic
 from hf_sage.data import OnBadImage, domain_names, hold_out, load_domains
@@ -27,6 +28,11 @@ from hf_sage.metrics import accuracy
 from hf_sage.models import TINY_CLIP, image_classifier
 from hf_sage.models.classifier import Head
 from hf_sage.trainer import SAGEConfig, SAGETrainer
+
+FULL_DISK_CURE = (
+    "Checkpoints that were written whole are kept: make room, and give the same command with --resume_from_checkpoint "
+    "true to go on from the newest (without one, start anew)."
+)
 
 
 @dataclass
@@ -137,12 +143,14 @@ def train(argv: Sequence[str]) -> dict[str, float]:
         compute_metrics=accuracy,
         callbacks=[DrawsCallback(collator.training)],
     )
-    result = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
-    trainer.save_model()
-    metrics = dict(result.metrics) | trainer.evaluate()
-    metrics |= trainer.evaluate(_used_for("test", splits), metric_key_prefix="test")
-    if trainer.is_world_process_zero():
-        write_atomic(Path(config.output_dir) / "results.json", json.dumps(metrics, indent=1) + "\n")
+    newest = str(config.resume_from_checkpoint).lower() == "true"
+    with full_disk_explained(Path(config.output_dir), FULL_DISK_CURE):
+        result = trainer.train(resume_from_checkpoint=newest or config.resume_from_checkpoint)
+        trainer.save_model()
+        metrics = dict(result.metrics) | trainer.evaluate()
+        metrics |= trainer.evaluate(_used_for("test", splits), metric_key_prefix="test")
+        if trainer.is_world_process_zero():
+            write_atomic(Path(config.output_dir) / "results.json", json.dumps(metrics, indent=1) + "\n")
     leave_together()
     return metrics
 

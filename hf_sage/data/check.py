@@ -12,6 +12,9 @@ from hf_sage.data.names import look_alikes
 from hf_sage.data.scan import FolderScan
 from hf_sage.data.unreadable import readable_rows
 
+HOLDOUT_FRACTION = 0.2
+"""The share of a domain that DomainBed's protocol validates on."""
+
 
 @dataclass
 class Check:
@@ -51,8 +54,14 @@ def check_images(data: datasets.Dataset, domains: Sequence[str], labels: Sequenc
     check = Check({domain: {label: pairs[domain, label] for label in classes} for domain in names})
     check.problems += compare_classes(check.counts)
     for domain, own in check.counts.items():
-        if sum(own.values()) == 1:
+        images = sum(own.values())
+        if images == 1:
             check.problems.append(f"The domain {domain!r} has one image: it cannot be split for validation.")
+        elif not int(images * HOLDOUT_FRACTION):
+            check.notes.append(
+                f"The domain {domain!r} has {images} images, of which {HOLDOUT_FRACTION:.0%} is none: too few for "
+                "hf-sage benchmark."
+            )
     _, bad = readable_rows(data)
     check.problems += [f"Cannot be read as an image: {file}" for file in bad]
     return check

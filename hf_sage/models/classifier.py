@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoConfig, AutoModelForImageClassification
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # from the top, 5.6 wants torchvision
 
@@ -37,6 +38,7 @@ def image_classifier(
 
     Raises:
         ValueError: If the checkpoint cannot be such a classifier; the message says what can.
+        OSError: If it cannot be had or read.
     """
     if head not in get_args(Head):
         raise ValueError(f"Unknown head {head!r}: use one of {', '.join(map(repr, get_args(Head)))}.")
@@ -44,8 +46,16 @@ def image_classifier(
         if head == "zero_shot":
             raise ValueError(f"{TINY_CLIP!r} has no text tower: use head='linear', or a checkpoint of CLIP or SigLIP.")
         return tiny_clip(labels)
-    model, fresh = (zero_shot_classifier(name, labels, prompt), []) if head == "zero_shot" else _linear(name, labels)
-    processor = AutoImageProcessor.from_pretrained(name, backend="pil")
+    try:
+        model, fresh = (
+            (zero_shot_classifier(name, labels, prompt), []) if head == "zero_shot" else _linear(name, labels)
+        )
+        processor = AutoImageProcessor.from_pretrained(name, backend="pil")
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"The checkpoint {name!r} cannot be loaded: {str(error).rstrip('.')}. It must be a name on the Hub, or a "
+            "folder with config.json, whole weights and preprocessor_config.json."
+        ) from error
     blank = processor(images=[Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"]
     freeze_unused(model, blank)
     _refuse_random_tower(name, model, fresh)
