@@ -13,8 +13,8 @@ from training import image_rows, vit
 from hf_sage.methods import METHODS, Method
 
 
-def case(name: str, _: Path | None = None) -> Outcome:
-    return trained(vit, image_rows, **options(name))
+def case(name: str, _: Path | None = None, *, n: int = 1) -> Outcome:
+    return trained(vit, image_rows, n=n, **options(name))
 
 
 def asks_for_more(method: Method) -> bool:
@@ -24,3 +24,6 @@ def asks_for_more(method: Method) -> bool:
 
 
 CASES = {name: partial(case, name) for name in METHODS if asks_for_more(METHODS[name]())}
+for name in METHODS:
+    if "features" in METHODS[name]().needs:  # which meet in one place, from all micro-batches of one row a group
+        CASES[f"{name}, 2 micro-batches"] = partial(case, name, n=2)

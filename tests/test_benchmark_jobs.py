@@ -263,6 +263,41 @@ def test_killed_workers_are_begun_again_once(pictures: Path, tmp_path: Path, mon
     assert "memory" in folders[0].error.read_text()
 
 
+def test_what_failed_an_earlier_time_is_tried_when_workers_are_killed(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = Store(tmp_path).add([job(pictures, seed=seed) for seed in (0, 1)], Options())
+    folders[1].error.write_text("of an earlier time")
+    begun: list[list[int]] = []
+
+    def run_all(jobs: list[Job], *_: Any, **__: Any) -> dict[int, Outcome]:
+        begun.append([own.seed for own in jobs])
+        if len(begun) == 1:
+            (folders[0].path / "claim-0").write_text(json.dumps(DEAD))
+            raise BrokenProcessPool
+        return dict.fromkeys(range(len(jobs)), Outcome("done"))
+
+    monkeypatch.setattr(driver, "run_all", run_all)
+    outcomes = driver._perform_all(folders, 2, None, Console(quiet=True))
+    assert begun == [[0, 1], [0, 1]]
+    assert {outcome.state for outcome in outcomes.values()} == {"done"}
+
+
+def test_workers_that_never_begin_are_given_up(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = Store(tmp_path).add([job(pictures)], Options())
+    tries: list[None] = []
+
+    def run_all(*_: Any, **__: Any) -> dict[int, Outcome]:
+        tries.append(None)
+        assert len(tries) < 10
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(driver, "run_all", run_all)
+    with pytest.raises(OSError, match="--workers"):
+        driver._perform_all(folders, 2, None, Console(quiet=True))
+    assert len(tries) == driver.ATTEMPTS
+
+
 # ---- Results ----
 
 

@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 from benchmark_worker import job, paint
 
+from hf_sage import SAGEConfig
 from hf_sage.benchmark.config import parse_config
+from hf_sage.benchmark.hyperparameters import as_fields
 from hf_sage.benchmark.jobs import Job
 from hf_sage.benchmark.plan import jobs_of
 from hf_sage.benchmark.results import DataFacts, Evaluation, Result
 from hf_sage.benchmark.search import draw
 from hf_sage.benchmark.selection import SELECTION, select
+from hf_sage.corrections import SurrogateGap
 from hf_sage.methods import METHODS
 
 TARGET, SOURCES = "t", ("a", "b")
@@ -204,3 +207,20 @@ def test_two_domains_are_too_few_to_hold_out_pairs_of_three(tmp_path: Path) -> N
         file.unlink()
     with pytest.raises(ValueError, match="leaves 1"):
         plan(datasets=[str(root)], held_out="all", held_out_pairs=True)
+
+
+def test_whatever_a_method_takes_can_be_set_and_drawn() -> None:
+    own: dict[str, Any] = {"irm": {"penalty": 10.0}, "gsam": {}, "dann": {"learning_rate": 1e-4}}
+    jobs = plan(methods=own, trials=2, search={"alpha": [0.1, 0.9], "learning_rate": [1e-5, 1e-3]})
+    built = {
+        (job.method, job.trial): SAGEConfig("out", method=job.method, **as_fields(job.hyperparameters)) for job in jobs
+    }
+    for trial in (0, 1):
+        assert built["irm", trial].build_method() == METHODS["irm"](penalty=10.0)
+    assert built["gsam", 0].build_method() == METHODS["gsam"]()
+    correction = built["gsam", 1].build_method().corrections[0]
+    assert isinstance(correction, SurrogateGap)
+    assert 0.1 < correction.alpha < 0.9
+    assert correction.alpha != SurrogateGap().alpha
+    # The optimizer's, not the discriminator's
+    assert (built["dann", 0].learning_rate, built["dann", 0].build_method()) == (1e-4, METHODS["dann"]())

@@ -12,8 +12,10 @@ import pytest
 from huggingface_hub import ModelCard
 
 from hf_sage.benchmark.cards import card_of, facts_of, main, read_run
+from hf_sage.methods import METHODS
+from hf_sage.methods.citations import Citation
 from hf_sage.publishing import CardFacts, Result, problems_of, render
-from hf_sage.trainer.card import results_of
+from hf_sage.trainer.card import method_settings, results_of
 
 WORKED = Path(__file__).parent.parent / "model_cards" / "style_digits"
 
@@ -128,6 +130,26 @@ def test_another_versions_defaults_are_not_claimed(run: dict[str, Any]) -> None:
     assert dict(facts_of(run).method_settings) == {
         name: run["arguments"]["hyperparameters"][name] for name in ("rho", "gamma")
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("irm", {"penalty": 100.0, "warmup": 500}),
+        ("fish", {"meta_rate": 0.5}),
+        ("look_sam", {"rho": 0.05, "alpha": 0.7, "ascent_interval": 5}),
+    ],
+)
+def test_every_hyperparameter_of_a_method_is_told(name: str, settings: dict[str, Any]) -> None:
+    assert method_settings(METHODS[name]()) == settings
+
+
+def test_what_a_run_set_of_its_method_is_told_as_the_methods(run: dict[str, Any]) -> None:
+    run["arguments"] |= {"method": "irm", "hyperparameters": {"learning_rate": 1e-3, "penalty": 3.0}}
+    facts = facts_of(run)
+    assert facts.method_settings == {"penalty": 3.0, "warmup": 500}
+    assert facts.training_settings["learning_rate"] == 1e-3
+    assert "penalty" not in facts.training_settings
 
 
 def test_odd_names_survive(run: dict[str, Any]) -> None:
@@ -248,3 +270,13 @@ def test_bad_runs_and_options_are_told(tmp_path: Path, run: dict[str, Any]) -> N
             card_of(tmp_path)
     with pytest.raises(ValueError, match="'mine'"):
         card_of(WORKED / "run", license="mine")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_published_method_is_cited(method: str, run: dict[str, Any]) -> None:
+    run["arguments"] |= {"method": method, "hyperparameters": {"learning_rate": 1e-3}}
+    text = card(run).text
+    cited = Citation.of(METHODS[method])
+    if cited.arxiv is not None:
+        assert f"https://arxiv.org/abs/{cited.arxiv}" in text
+    assert ("ballas2026sage" in text) == method.startswith("sage")

@@ -45,6 +45,13 @@ def test_whole_checkpoints_come_in_the_order_of_their_updates(folder):
     assert names(folder) == ["checkpoint-1", "checkpoint-2", "checkpoint-10"]
 
 
+def test_what_another_method_remembered_under_the_same_name_is_forgotten(folder):
+    torch.save({"objective": {"q": torch.ones(3)}}, folder / "checkpoint-3" / "method.pt")
+    train(vit(), Rows(image_rows()), output_dir=str(folder), **SAVED)
+    assert names(folder)[-1] == "checkpoint-3"
+    assert not (folder / "checkpoint-3" / "method.pt").exists()
+
+
 @pytest.mark.parametrize("damage", [cut_short, Path.unlink])
 def test_a_checkpoint_without_its_trainer_state_is_not_whole(folder, damage):
     damage(folder / "checkpoint-3" / "trainer_state.json")

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from assertions import assert_same_bits
 from methods_by_name import options
 from training import build, entries, image_rows, max_difference, relative_differences, train, vit, weights
 
-from hf_sage.methods import METHODS
+from hf_sage.ascents import L2Ascent
+from hf_sage.hooks import Fish
+from hf_sage.methods import METHODS, Method
+from hf_sage.trainer.auxiliary import AuxiliaryBatches
+from hf_sage.trainer.logs import StepLog
 
 ROUND_OFF = 1e-4
 """Of fp32 sums taken in another order, relative to the way of the weights; GAM's differences and power iterations
@@ -73,6 +78,27 @@ def test_cosines_of_align_sam_are_logged():
     assert log[0]["cosine_change"] == pytest.approx(change, rel=1e-4)  # fp32
 
 
+@pytest.mark.parametrize(("name", "has_one"), [("vrex", True), ("gga", True), ("irm", False), ("fish", False)])
+def test_an_agreement_is_logged_where_one_was_measured(name, has_one):
+    log = entries(train(vit(), image_rows(), **options(name)))
+    assert ["agreement" in entry for entry in log] == [has_one] * 3
+    assert all("loss/art" in entry for entry in log)
+
+
+def test_the_search_of_gga_is_logged():
+    log = entries(train(vit(), image_rows(), **options("gga")))
+    assert ["proposals_accepted" in entry for entry in log] == [False, True, True]
+    assert all(0 <= entry["proposals_accepted"] <= 3 and -1 <= entry["smallest_cosine"] <= 1 for entry in log[1:])
+
+
+def test_an_update_of_fish_is_logged_once(monkeypatch):
+    added: list[Any] = []
+    log = StepLog.add
+    monkeypatch.setattr(StepLog, "add", lambda *given: added.append(given) or log(*given))
+    train(vit(), image_rows(), **options("fish", meta_rate=0.5))
+    assert len(added) == 3
+
+
 def test_the_largest_eigenvalue_is_logged():
     log = entries(train(vit(), image_rows(), **options("x_sam")))
     assert ["hessian_eigenvalue" in entry for entry in log] == [True, False, True]
@@ -89,6 +115,22 @@ def test_attention_without_a_second_derivative_is_refused_before_training(name):
 def test_an_auxiliary_batch_larger_than_the_data_is_refused_before_training():
     with pytest.raises(ValueError, match="auxiliary"):
         train(vit(), image_rows(4), per_device_train_batch_size=4, gradient_accumulation_steps=8, method="align_sam")
+
+
+@pytest.mark.parametrize("scope", ["global", "local"])
+def test_auxiliary_batches_are_drawn_once_an_update_that_perturbs(scope, monkeypatch):
+    """Drawing one takes all ranks together, so how often must not depend on how many micro-batches a rank has."""
+    drawn: list[int] = []
+    inputs = AuxiliaryBatches.inputs
+    monkeypatch.setattr(AuxiliaryBatches, "inputs", lambda *given: drawn.append(given[1]) or inputs(*given))
+    sizes = {"per_device_train_batch_size": 6, "gradient_accumulation_steps": 2}
+    train(vit(), image_rows(), **options("align_sam"), **sizes, perturbation_scope=scope, ascent_interval=2)
+    assert drawn == [0, 2]
+
+
+def test_rules_beside_a_hook_that_is_the_whole_update_are_refused():
+    with pytest.raises(ValueError, match="never act"):
+        Method("own", L2Ascent(0.05), hook=Fish())
 
 
 def test_disam_without_domains_is_refused_before_training():

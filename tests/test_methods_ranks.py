@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from rank_worker import Ranks, on_two_ranks
-from rank_worker_methods import CASES, case
+from rank_worker_methods import CASES
 from test_ranks import assert_same_bits_everywhere, differences
 from training import flat, vit
 
@@ -22,7 +22,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_ranks_are_one_process(name, two_ranks):
-    outcomes, alone = two_ranks[name], case(name)
+    outcomes, alone = two_ranks[name], CASES[name]()
     assert_same_bits_everywhere(outcomes)
     assert max(differences(outcomes[0]["weights"], alone["weights"], flat(vit()))) <= ROUND_OFF
     for entry, other in zip(outcomes[0]["log"], alone["log"], strict=True):

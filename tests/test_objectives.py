@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, softmax
 
 from hf_sage.ascents import L2Ascent
-from hf_sage.engine import Part, Step, apply_hook, two_pass_step
+from hf_sage.engine import Part, Step, StepReport, apply_hook, two_pass_step
 from hf_sage.hooks import GGA, Fish
 from hf_sage.methods import Method
 from hf_sage.objectives import CORAL, DANN, IRM, MMD, RSC, Fishr, GroupDRO, Objective, VREx
@@ -162,6 +164,28 @@ def test_the_gradient_is_the_published_objectives(name, micro_batches):
         torch.testing.assert_close(found, expected, **TOLERANCE)
 
 
+@pytest.mark.parametrize(("micro_batches", "most"), [(1, 3), (3, 1)])
+def test_micro_batches_are_not_held_at_once(micro_batches, most):
+    """Accumulation is there to save memory; a batch that is whole anyway is passed through the network once."""
+    model, data = network(), batch(sizes=SIZES)
+    alive: list[int] = [0]
+
+    class Graph(torch.autograd.Function):
+        @staticmethod
+        def forward(_: Any, z: Tensor) -> Tensor:
+            alive.append(alive[-1] + 1)
+            return z.clone()
+
+        @staticmethod
+        def backward(_: Any, gradient: Tensor) -> Tensor:
+            alive.append(alive[-1] - 1)
+            return gradient
+
+    model.body.register_forward_hook(lambda _, __, z: Graph.apply(z) if z.requires_grad else None)
+    two_pass_step(model, parts(model, data, micro_batches), Method("coral", objective=CORAL()))
+    assert (max(alive), alive[-1]) == (most, 0)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_perturbed_gradient_is_the_objectives_too(name):
     """ε and the second gradient are those of the objective, not of the mean loss."""
@@ -304,6 +328,30 @@ def test_fish_is_half_the_way_of_k_updates():
     assert report is not None
     assert set(report.group_losses) == set(SIZES)
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_fish_leaves_a_group_out_whose_gradient_is_no_number():
+    data = batch(sizes=SIZES)
+
+    def updated(broken: bool) -> tuple[list[Tensor], int, StepReport]:
+        model = network()
+        updates: list[None] = []
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+
+        def update() -> None:
+            optimizer.step()
+            updates.append(None)
+
+        own = parts(model, data)
+        first = replace(own[0], loss=lambda: math.nan * own[0].loss())
+        report = apply_hook(model, [first if broken else own[0], *own[1:]], Fish(), Step(seed=7), update)
+        assert report is not None
+        return values(model), len(updates), report
+
+    (found, count, report), (_, whole, sound) = updated(True), updated(False)
+    assert all(value.isfinite().all() for value in found)
+    assert (count, whole) == (len(SIZES) - 1, len(SIZES))
+    assert (report.is_finite, sound.is_finite) == (False, True)
 
 
 def test_gga_accepts_what_makes_the_groups_agree():

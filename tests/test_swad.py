@@ -37,6 +37,16 @@ def mean(first: int, last: int) -> float:
     return sum(steps) / len(steps)
 
 
+def test_weights_in_fp64_are_averaged_in_fp64():
+    callback, model = SWADCallback(), nn.Linear(1, 1, bias=False).double()
+    state: Any = SimpleNamespace(global_step=1)
+    for value in (1.0, 1.0 + 2.0**-40):
+        nn.init.constant_(model.weight, value)
+        callback.on_step_end(None, state, None, model=model)
+    assert callback._running is not None
+    assert callback._running[0].item() == 1.0 + 2.0**-41
+
+
 VALLEYS = {
     # Falls until segment 3, which 4 and 5 do not go below; all later ones stay below 1.3 times their mean.
     "to the end": ([9, 5, 3, 3.1, 3.2, 3.3, 3.1], (3, 7)),

@@ -133,6 +133,12 @@ def test_hyperparameters_that_a_method_has_not(method, fields, message):
         config(method=method, **fields)
 
 
+@pytest.mark.parametrize("interval", [0, 2.5, "2", True])
+def test_an_interval_is_a_whole_number(interval):
+    with pytest.raises(ValueError, match=f"ascent_interval must be a whole number, 1 or more; got {interval!r}"):
+        Method("own", L2Ascent(0.1), ascent_interval=interval)
+
+
 # ---- Command lines and serialisation ----
 
 

@@ -11,15 +11,17 @@ from statistics import fmean
 from typing import Any
 
 import hf_sage
+from hf_sage.benchmark.hyperparameters import OPTIMIZER, as_fields
 from hf_sage.benchmark.records import write_atomic
 from hf_sage.data import EMBEDDED
 from hf_sage.models import TINY_CLIP
 from hf_sage.publishing import CardFacts, Result, problems_of, render
 from hf_sage.publishing.checks import is_repo_id
-from hf_sage.publishing.papers import DOMAINBED, PAPERS
+from hf_sage.publishing.papers import DOMAINBED
 from hf_sage.publishing.privacy import is_secret, without_local_paths
 from hf_sage.trainer.card import method_settings
 from hf_sage.trainer.config import SAGEArguments
+from hf_sage.trainer.papers import paper_of
 
 Run = Mapping[str, Any]
 """A run's ``result.json`` as it was read."""
@@ -121,7 +123,7 @@ def facts_of(run: Run, *, name: str | None = None, license: str | None = None) -
     return CardFacts(
         name=name or "-".join([dataset, arguments["method"], *held_out]).replace(" ", "_"),
         method=arguments["method"],
-        paper=PAPERS.get(arguments["method"]),
+        paper=paper_of(arguments["method"]),
         protocol=None if arguments["dataset"] in EMBEDDED else DOMAINBED,
         method_settings=_method_settings(run),
         training_settings=_training_settings(arguments),
@@ -179,16 +181,14 @@ def _origin(model: str, head: str) -> tuple[str | None, str]:
 def _method_settings(run: Run) -> dict[str, object]:
     """What the run set, over the method's defaults where this is the version that the run was made with."""
     arguments = run["arguments"]
-    known = SAGEArguments.__dataclass_fields__
-    given = {key: value for key, value in arguments["hyperparameters"].items() if key in known}
+    given = {key: value for key, value in arguments["hyperparameters"].items() if key not in OPTIMIZER}
     if run["versions"].get("hf_sage") != hf_sage.__version__:
         return given
-    return method_settings(SAGEArguments(method=arguments["method"], **given).build_method())
+    return method_settings(SAGEArguments(method=arguments["method"], **as_fields(given)).build_method())
 
 
 def _training_settings(arguments: Mapping[str, Any]) -> dict[str, object]:
-    known = SAGEArguments.__dataclass_fields__
-    settings = {key: value for key, value in arguments["hyperparameters"].items() if key not in known}
+    settings = {key: value for key, value in arguments["hyperparameters"].items() if key in OPTIMIZER}
     training = without_local_paths(arguments.get("training", {}))
     settings |= {key: value for key, value in training.items() if not is_secret(key, value)}
     for key in ("steps", "rows_per_domain", "transform", "seed", "trial"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, get_args
 import yaml
 
 from hf_sage.benchmark.domainbed import TEST_CONVENTIONS, TestConvention
+from hf_sage.benchmark.hyperparameters import OPTIMIZER, takes
 from hf_sage.benchmark.jobs import Options
 from hf_sage.benchmark.presets import PRESETS, preset
 from hf_sage.benchmark.runs import SET_BY_THE_BENCHMARK
@@ -20,7 +20,7 @@ from hf_sage.data import TRANSFORMS, OnBadImage, OnMismatch
 from hf_sage.methods import METHODS
 from hf_sage.models import TINY_CLIP, Head
 from hf_sage.models.text_tower import PROMPT
-from hf_sage.trainer import SAGEArguments, SAGEConfig
+from hf_sage.trainer import SAGEConfig
 
 ALL = "all"
 
@@ -194,17 +194,9 @@ def _methods(value: Any) -> dict[str, MethodSettings]:
     return found
 
 
-def takes(method: str) -> list[str]:
-    """The hyperparameters of a method that are fields of `SAGEConfig`."""
-    known = {item.name for item in fields(SAGEArguments)}
-    return [name for name in inspect.signature(METHODS[method]).parameters if name in known]
-
-
 def _hyperparameters(method: str) -> list[str]:
     """What may be set of a method: its own, and how the optimizer goes."""
-    ours = {item.name for item in fields(SAGEArguments)}
-    optimizer = [f.name for f in fields(SAGEConfig) if f.init and f.name not in {*ours, *SET_BY_THE_BENCHMARK}]
-    return ["learning_rate", *takes(method), *optimizer]
+    return ["learning_rate", *takes(method), *sorted(OPTIMIZER - SET_BY_THE_BENCHMARK.keys())]
 
 
 def _check_search(config: Config) -> None:

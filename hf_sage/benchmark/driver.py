@@ -60,6 +60,8 @@ def _perform_all(
 ) -> dict[JobFolder, Outcome]:
     outcomes: dict[JobFolder, Outcome] = {}
     begun: Counter[JobFolder] = Counter()
+    before = {folder: _failed_at(folder) for folder in folders}
+    fruitless = 0
     while left := [folder for folder in folders if folder not in outcomes and not folder.is_done]:
         try:
             found = run_all(
@@ -71,9 +73,16 @@ def _perform_all(
                 stop=lambda outcome: outcome.state == "disk full",
             )
             return outcomes | {left[i]: outcome for i, outcome in found.items()}
-        except BrokenProcessPool:  # the system has killed a worker, and the pool the others
+        except BrokenProcessPool as error:  # the system has killed a worker, and the pool the others
+            if not any(is_abandoned(folder.path) or _failed_at(folder) != before[folder] for folder in left):
+                fruitless += 1
+                if fruitless == ATTEMPTS:
+                    raise OSError(
+                        "Processes are killed by the system before they begin a job, for want of memory perhaps: try "
+                        "fewer --workers."
+                    ) from error
             for folder in left:
-                if folder.error.exists():
+                if _failed_at(folder) != before[folder]:
                     outcomes[folder] = Outcome("failed", "see its error.txt")
                 elif is_abandoned(folder.path):
                     begun[folder] += 1
@@ -83,6 +92,11 @@ def _perform_all(
                         )
                         outcomes[folder] = fail(folder, message, f"{message}\n", disk_full=False)
     return outcomes
+
+
+def _failed_at(folder: JobFolder) -> int | None:
+    """When a job failed the last time, by the file system's clock."""
+    return folder.error.stat().st_mtime_ns if folder.error.exists() else None
 
 
 def _work(folders: Sequence[JobFolder], flags: Sequence[str] | None, i: int, progress: Progress) -> Outcome:

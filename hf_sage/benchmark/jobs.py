@@ -31,7 +31,7 @@ class Job:
         evaluate_every: Updates between two evaluations, each with a checkpoint; at ``steps`` there is only the last.
         transform: Name of the augmentation.
         test_convention: Which rows of a held-out domain are tested on.
-        hyperparameters: The learning rate and what the method takes: rho, gamma, ...
+        hyperparameters: The learning rate and what the method takes: rho, gamma, penalty, ...
         training: Further fields of `SAGEConfig`.
     """
 

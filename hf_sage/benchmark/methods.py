@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,9 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hf_sage.methods import METHODS, Method
-
-CITATION = re.compile(r"\s*\((?P<paper>[^()]*?(?:\d{4}|under review))(?:, arXiv (?P<arxiv>\d{4}\.\d{5}))?\)$")
-"""How the first line of a builder's docstring ends: (authors year, arXiv number)."""
+from hf_sage.methods.citations import Citation
 
 
 @dataclass(frozen=True)
@@ -52,14 +49,13 @@ class Listing:
     @classmethod
     def of(cls, name: str, build: Callable[..., Method]) -> Listing:
         """Reads a method off its builder."""
-        first = (inspect.getdoc(build) or "").partition("\n")[0].rstrip(".")
-        cited = CITATION.search(first)
+        cited = Citation.of(build)
         method = build()
         return cls(
             name,
-            CITATION.sub("", first) + ".",
-            cited and cited["paper"],
-            cited and cited["arxiv"],
+            cited.summary,
+            cited.paper,
+            cited.arxiv,
             method.forwards,
             method.backwards,
             method.auxiliary_passes,

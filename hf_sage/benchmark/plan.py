@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from itertools import combinations
 
-from hf_sage.benchmark.config import Config, MethodSettings, Setup, takes
+from hf_sage.benchmark.config import Config, MethodSettings, Setup
+from hf_sage.benchmark.hyperparameters import STEP, takes
 from hf_sage.benchmark.inputs import check_held_out, domains_of
 from hf_sage.benchmark.jobs import Job
 from hf_sage.benchmark.search import draw
@@ -63,7 +64,8 @@ def hyperparameters(
 ) -> dict[str, float]:
     """What a method is trained with in a trial: as drawn, else as set, else by the preset, else by default."""
     parameters = inspect.signature(METHODS[method]).parameters
-    own = {name: parameters[name].default for name in takes(method) if isinstance(parameters[name].default, float)}
+    defaults = {name: parameters[name].default for name in takes(method) if name in STEP}  # ρ and γ; others where set
+    own = {name: value for name, value in defaults.items() if isinstance(value, float)}
     values = {"learning_rate": setup.learning_rate} | own | setup.hyperparameters.get(method, {})
     values |= settings.hyperparameters
     if trial:

@@ -11,6 +11,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback, TrainerState, set_seed
 
 from hf_sage.benchmark.collator import USE, USES, CollatorByUse
+from hf_sage.benchmark.hyperparameters import as_fields
 from hf_sage.benchmark.inputs import Inputs, load_inputs
 from hf_sage.benchmark.jobs import Job, Options
 from hf_sage.benchmark.results import Result, best_evaluation, library_versions
@@ -19,7 +20,7 @@ from hf_sage.data import TensorDomains, preprocess
 from hf_sage.data.callback import DrawsCallback
 from hf_sage.models import image_classifier
 from hf_sage.trainer import SAGEConfig, SAGETrainer
-from hf_sage.trainer.checkpoints import complete_checkpoints
+from hf_sage.trainer.checkpoints import STATE, complete_checkpoints
 
 Progress = Callable[[int], None]
 DEFAULTS = Options()
@@ -27,6 +28,7 @@ DEFAULTS = Options()
 SET_BY_THE_BENCHMARK = {
     "output_dir": "the benchmark's folder",
     "method": "`methods`",
+    "method_options": "`methods`",
     "seed": "`seeds`",
     "data_seed": "`seeds`",
     "max_steps": "`steps`",
@@ -110,7 +112,7 @@ def run(
     trainer.remove_callback(PrinterCallback)  # the terminal belongs to the progress bar
     if save_to is not None:
         trainer.add_callback(_SaveBest(trainer, save_to))
-    before = None if last is None else TrainerState.load_from_json(str(last / "trainer_state.json"))
+    before = None if last is None else TrainerState.load_from_json(str(last / STATE))
     scores.start([] if before is None else before.log_history)
     if before is not None and before.global_step >= job.steps:  # killed after the last checkpoint
         trainer.state = before
@@ -141,7 +143,7 @@ def _arguments(
         "report_to": [],
         "disable_tqdm": True,
     }
-    settings |= job.training | job.hyperparameters
+    settings |= job.training | as_fields(job.hyperparameters)
     arguments = SAGEConfig(
         str(folder),
         method=job.method,

@@ -2,12 +2,14 @@
 
 The features of all rows, of every micro-batch and rank, are gathered first; the objective is taken of them as a whole;
 and its derivative by each row's features is carried back through the network with that row's part of the batch. Where
-the batch is one part a group on one process the graph of the first pass serves; elsewhere each part is passed through
-the network again, with the same random numbers, which costs one forward pass more.
+a rank has one part of each group, one micro-batch, the graphs of the first pass serve; elsewhere they would need the
+memory of all micro-batches at once, so each part is passed through the network again, with the same random numbers,
+which costs one forward pass more.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_sage.engine.batchnorm import frozen_running_statistics
-from hf_sage.engine.distributed import Gradients, Reduction, gathered
+from hf_sage.engine.distributed import Gradients, Reduction, gathered, is_distributed
 from hf_sage.engine.gradients import Backward, CleanPass, Part, gradient_of
 from hf_sage.engine.randomness import RandomState
 from hf_sage.objectives import FeatureObjective, Rows
@@ -102,7 +104,8 @@ def feature_pass(
         replay: See `gradient_of`.
 
     Returns:
-        A `CleanPass` with the objective's gradient, reduced; its losses are the plain ones, its agreement is 1.
+        A `CleanPass` with the objective's gradient, reduced; its losses are the plain ones, its agreement is NaN: the
+        groups have no gradients of their own.
 
     Raises:
         ValueError: If a part has no labels, or the classifier does not see one row an example.
@@ -113,8 +116,7 @@ def feature_pass(
             f"{type(objective).__name__} needs one integer label a row, and the batch has none for {missing[0]!r}. "
             "Name them 'labels', class indices of shape (rows,)."
         )
-    ranks = gathered(len(parts))
-    at_once = len(ranks) == 1  # and then the graph of the first pass is at hand for the second
+    at_once = len({part.group for part in parts}) == len(parts)  # then the first pass's graphs serve the second
     states = list(replay) if replay is not None else []
     recorded: list[RandomState] = []  # before each part
     live: list[tuple[Tensor, Tensor]] = []
@@ -133,14 +135,13 @@ def feature_pass(
             if at_once:
                 live.append((loss, z))
 
-    groups, leaves = _everyones(parts, features)
+    groups, leaves, ranks = _everyones(parts, features)
     with torch.enable_grad():
         value = objective(groups, tap.head, step)
         own_leaves = [leaves[i] for i in range(len(parts))]
         head = [p for p in tap.head.parameters() if p.requires_grad]
         found = torch.autograd.grad(value, [*own_leaves, *head], allow_unused=True)
     by_feature, by_head = found[: len(parts)], dict(zip(head, found[len(parts) :], strict=True))
-    ranks_count = len(ranks)
 
     def carried(i: int, loss: Tensor, z: Tensor) -> Tensor:
         """The part's loss, and its rows' share of the objective: linear in their features, with its derivative."""
@@ -148,7 +149,7 @@ def feature_pass(
         derivative = by_feature[i]
         if derivative is not None:
             # The gradient is averaged over ranks; each row is on one of them only.
-            own = own + ranks_count * (z.to(dtype) * derivative.to(z.device)).sum()
+            own = own + ranks * (z.to(dtype) * derivative.to(z.device)).sum()
         return own
 
     def passed_again(i: int, part: Part) -> Callable[[], Tensor]:
@@ -170,8 +171,8 @@ def feature_pass(
     losses = _losses(parts, values)
     total = torch.stack(values).sum() if values else torch.zeros((), device=parameters[0].device)
     kept = recorded if record_randomness else []
-    one = torch.ones((), dtype=torch.float64, device=total.device)
-    return CleanPass(total, reduce(gradient, parameters), one, losses, list(parts), kept)
+    unknown = torch.full((), math.nan, dtype=torch.float64, device=total.device)
+    return CleanPass(total, reduce(gradient, parameters), unknown, losses, list(parts), kept)
 
 
 def _rows(part: Part) -> int:
@@ -179,10 +180,13 @@ def _rows(part: Part) -> int:
     return len(part.labels)
 
 
-def _everyones(parts: Sequence[Part], features: Sequence[Tensor]) -> tuple[dict[str, Rows], list[Tensor]]:
-    """The rows of each group over all ranks, in the order of the groups' names, and the leaves of this rank's parts."""
+def _everyones(parts: Sequence[Part], features: Sequence[Tensor]) -> tuple[dict[str, Rows], list[Tensor], int]:
+    """The rows of each group over all ranks, the leaves of this rank's parts, and the number of ranks.
+
+    The groups are in the order of their names, and their rows in that of the micro-batches, as one process has them.
+    """
     leaves = [z.requires_grad_() for z in features]
-    rank = torch.distributed.get_rank() if len(gathered(0)) > 1 else 0
+    rank = torch.distributed.get_rank() if is_distributed() else 0
     sent = [
         (str(p.group), z.detach().cpu(), p.labels.cpu())
         for p, z in zip(parts, leaves, strict=True)
@@ -193,13 +197,14 @@ def _everyones(parts: Sequence[Part], features: Sequence[Tensor]) -> tuple[dict[
     names = sorted({name for own in everyones for name, _, _ in own})
     groups = {}
     for name in names:
-        found: list[tuple[Tensor, Tensor]] = []
+        found: list[tuple[int, int, Tensor, Tensor]] = []
         for r, own in enumerate(everyones):
-            for i, (group, z, y) in enumerate(own):
-                if group == name:
-                    found.append((leaves[i] if r == rank else z.to(device), y.to(device)))
-        groups[name] = Rows(torch.cat([z for z, _ in found]), torch.cat([y for _, y in found]))
-    return groups, leaves
+            of_group = [(i, z, y) for i, (group, z, y) in enumerate(own) if group == name]
+            for turn, (i, z, y) in enumerate(of_group):
+                found.append((turn, r, leaves[i] if r == rank else z.to(device), y.to(device)))
+        found.sort(key=lambda piece: piece[:2])
+        groups[name] = Rows(torch.cat([z for *_, z, _ in found]), torch.cat([y for *_, y in found]))
+    return groups, leaves, len(everyones)
 
 
 def _add_direct(

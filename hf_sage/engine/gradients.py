@@ -49,7 +49,7 @@ class CleanPass:
     Attributes:
         loss: The batch's loss, detached.
         gradient: ḡ = Σ_k w_k g_k for each parameter; ``None`` where no group has a gradient.
-        agreement: S over the groups, 1 for one group.
+        agreement: S over the groups, 1 for one group, NaN where they have no gradients of their own.
         group_losses: For each group the sum of its parts' losses and the sum of their weights.
         parts: What a second pass over the same rows goes through.
         random_states: The state of the random generators before each part, if they were asked for.

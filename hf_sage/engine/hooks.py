@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from hf_sage.engine.batchnorm import frozen_running_statistics
 from hf_sage.engine.distributed import Reduction
 from hf_sage.engine.gradients import Backward, Part, clean_pass, gradient_of
-from hf_sage.engine.step import StepReport, trainable
+from hf_sage.engine.step import StepReport, all_finite, trainable
 from hf_sage.hooks import WeightHook
 from hf_sage.rules import Step
 
@@ -20,6 +21,7 @@ class GroupPasses:
 
     Attributes:
         losses: For each group that was passed through the network the sum of its losses and of their weights.
+        is_finite: Whether every update had a gradient that is finite; one that is not is left out.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class GroupPasses:
         parameters: Sequence[nn.Parameter],
     ) -> None:
         self.losses: dict[Hashable, tuple[Tensor, float]] = {}
+        self.is_finite = True
         self._model = model
         self._parts = parts
         self._groups = groups
@@ -56,7 +59,10 @@ class GroupPasses:
         for p, g in zip(self._parameters, mean, strict=True):
             # g is w_k times the gradient of the group's mean loss, w_k being the mean of the ranks' weights.
             p.grad = None if g is None else g.div_(float(shares[0] / shares[1]))
-        self._update()
+        if all_finite([p.grad for p in self._parameters if p.grad is not None]):
+            self._update()
+        else:
+            self.is_finite = False
         for p in self._parameters:
             p.grad = None
         self.losses[group] = (loss, weight)
@@ -95,7 +101,7 @@ def apply_hook(
         model: The network.
         parts: The batch, in parts of one group each.
         hook: The hook.
-        step: The step, with the hook's memory.
+        step: The step, with the hook's memory; what the hook has to say for the log is added to its facts.
         update: One update of the base optimizer by what is in ``.grad``.
         backward: Backpropagates a loss into ``.grad``.
         groups: See `two_pass_step`.
@@ -109,9 +115,9 @@ def apply_hook(
     parameters = trainable(model) if parameters is None else list(parameters)
     groups = list(dict.fromkeys(part.group for part in parts)) if groups is None else list(groups)
     passes = GroupPasses(model, parts, groups, update, backward, reduce or Reduction(), parameters)
-    facts = hook(parameters, passes, step)
+    step.facts |= hook(parameters, passes, step)
     if not hook.replaces_update:
         return None
     loss = torch.stack([value for value, _ in passes.losses.values()]).sum()
-    agreement = torch.ones((), dtype=torch.float64, device=loss.device)
-    return StepReport(loss, None, agreement, None, passes.losses, bool(torch.isfinite(loss)), facts)
+    unknown = torch.full((), math.nan, dtype=torch.float64, device=loss.device)
+    return StepReport(loss, None, unknown, None, passes.losses, passes.is_finite, step.facts)

@@ -37,7 +37,7 @@ class StepReport:
     Attributes:
         loss: Clean loss, at θ.
         perturbed_loss: Loss at θ + ε, or ``None`` where nothing was perturbed.
-        agreement: S, 0-dimensional fp64.
+        agreement: S, 0-dimensional fp64; NaN where the groups have no gradients of their own.
         perturbation_norm: ‖ε‖₂ over all parameters, or ``None``.
         group_losses: For each group the sum of its losses and of their weights.
         is_finite: Whether the clean gradient and its norm were finite. If not, the perturbation was left out: .grad

@@ -36,8 +36,14 @@ class Method:
     ascent_interval: int = 1
 
     def __post_init__(self) -> None:
-        if self.ascent_interval < 1:
-            raise ValueError(f"ascent_interval must be a whole number, 1 or more; got {self.ascent_interval}.")
+        interval = self.ascent_interval
+        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
+            raise ValueError(f"ascent_interval must be a whole number, 1 or more; got {interval!r}.")
+        if self.hook is not None and self.hook.replaces_update and (self.ascent or self.corrections or self.objective):
+            raise ValueError(
+                f"{type(self.hook).__name__} is the whole update, so an ascent, corrections or an objective never act. "
+                "Leave them out, or take a hook that does not replace the update."
+            )
         others = [rule for rule in (self.ascent, *self.corrections) if rule is not None and "groups" in rule.needs]
         if isinstance(self.objective, FeatureObjective) and others:
             raise ValueError(

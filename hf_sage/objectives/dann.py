@@ -46,7 +46,8 @@ class DANN(FeatureObjective):
         labels = torch.cat([rows.labels for rows in groups.values()])
         group = torch.cat([torch.full_like(rows.labels, k) for k, rows in enumerate(groups.values())])
         classes = head(features[:1].detach()).shape[-1]
-        player = _Discriminator(features.shape[1], len(groups), classes if self.conditional else 0, self.width)
+        with torch.random.fork_rng(devices=[]):  # its layers draw weights that `_recall` replaces
+            player = _Discriminator(features.shape[1], len(groups), classes if self.conditional else 0, self.width)
         player.to(features)
         optimizer = torch.optim.Adam(player.parameters(), lr=self.learning_rate, betas=(0.5, 0.9))
         _recall(player, optimizer, step)

@@ -19,8 +19,8 @@ from transformers.modelcard import TASK_MAPPING
 from hf_sage.methods import Method
 from hf_sage.publishing import CardFacts, Result
 from hf_sage.publishing.checks import is_repo_id
-from hf_sage.publishing.papers import PAPERS
 from hf_sage.trainer.groups import class_names, domains_of
+from hf_sage.trainer.papers import paper_of
 
 HUB_FILE = re.compile(r"^hf://datasets/(?P<id>[^@]+)@(?P<revision>[^/]+)/")
 SHOWN = (
@@ -57,7 +57,7 @@ def facts_of_trainer(trainer: Trainer, method: Method, column: str | None, **giv
     facts: dict[str, Any] = {
         "name": Path(args.output_dir).absolute().name,
         "method": method.name,
-        "paper": PAPERS.get(method.name),
+        "paper": paper_of(method.name),
         "method_settings": method_settings(method),
         "training_settings": {name: _plain(getattr(args, name)) for name in SHOWN if hasattr(args, name)}
         | {"steps": state.global_step},
@@ -86,9 +86,10 @@ def facts_of_trainer(trainer: Trainer, method: Method, column: str | None, **giv
 
 
 def method_settings(method: Method) -> dict[str, object]:
-    """Every hyperparameter of a method: the fields of its ascent and of its corrections."""
-    rules: list[Any] = [method.ascent, *method.corrections]
-    return {item.name: getattr(rule, item.name) for rule in rules if is_dataclass(rule) for item in fields(rule)}
+    """Every hyperparameter of a method: the fields of its rules, and its interval where it has one."""
+    rules: list[Any] = list(method.rules.values())
+    settings = {item.name: getattr(rule, item.name) for rule in rules if is_dataclass(rule) for item in fields(rule)}
+    return settings if method.ascent_interval == 1 else settings | {"ascent_interval": method.ascent_interval}
 
 
 def results_of(log: Iterable[Mapping[str, Any]], step: int | None, sources: Iterable[str]) -> list[Result]:

@@ -70,10 +70,10 @@ class Checkpoints(Settings):
         return str(folder / common[-1]) if common else None
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        # What an earlier run left under the same name would make this one look whole before it is.
+        # What an earlier run left under the same name would make this one look whole before it is, or be remembered.
         folder = Path(self._get_output_dir(trial=args[1] if len(args) > 1 else kwargs.get("trial")))
         folder = folder / f"checkpoint-{self.state.global_step}"
-        stale = [folder / STATE] if self.args.should_save else []
+        stale = [folder / STATE, folder / MEMORIES] if self.args.should_save else []
         for file in [*stale, folder / f"rng_state_{self.args.process_index}.pth"]:
             file.unlink(missing_ok=True)
         super()._save_checkpoint(*args, **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Hashable, Mapping
 
@@ -58,6 +59,8 @@ class StepLog:
         self._values.clear()
         self._group_losses.clear()
         averages = {name: value / weight for name, (value, weight) in sorted(_over_ranks(sums).items()) if weight}
+        if math.isnan(averages.get("agreement", 0.0)):
+            del averages["agreement"]  # of a method that does not tell the groups' gradients apart
         return averages | self.precision.pop() | self.skipped.pop()
 
 

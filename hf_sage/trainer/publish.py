@@ -16,11 +16,10 @@ from hf_sage.publishing import UPLOAD_ERRORS, explain, problems_of, render
 from hf_sage.publishing.failures import TRANSPORT_ERROR
 from hf_sage.publishing.privacy import hide_local_paths, veiled
 from hf_sage.trainer.card import facts_of_trainer
+from hf_sage.trainer.checkpoints import STATE
 from hf_sage.trainer.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-STATE = "trainer_state.json"
 
 
 class Publishing(Settings):
@@ -196,7 +195,9 @@ def _hide_best_checkpoint(file: Path) -> None:
     state = json.loads(file.read_text(encoding="utf-8"))
     if state["best_model_checkpoint"] is not None:
         state["best_model_checkpoint"] = Path(state["best_model_checkpoint"]).name
-        file.write_text(json.dumps(state, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        written = file.with_suffix(".tmp")  # the state marks the checkpoint whole: it must never be half-written
+        written.write_text(json.dumps(state, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        written.replace(file)
 
 
 def _as_list(value: str | Sequence[str] | None) -> list[str]:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_sage.vectors import widened
+
 logger = logging.getLogger(__name__)
 
 FILE = "swad.pt"
@@ -77,8 +79,8 @@ class SWADCallback(TrainerCallback):
         file = Path(str(args.output_dir), f"checkpoint-{state.global_step}", FILE)
         if not file.is_file():
             raise ValueError(
-                f"{file.parent} holds no averages of SWADCallback: it was not there when the checkpoint was saved, or the "
-                "training was killed right then. Resume from an earlier checkpoint, or leave the callback out."
+                f"{file.parent} holds no averages of SWADCallback: it was not there when the checkpoint was saved, or "
+                "the training was killed right then. Resume from an earlier checkpoint, or leave the callback out."
             )
         self._load(torch.load(file, map_location=args.device, weights_only=True))
 
@@ -91,7 +93,7 @@ class SWADCallback(TrainerCallback):
         weights = [p.detach() for p in model.parameters()]
         self._count += 1
         if self._running is None:
-            self._running = [w.float().clone() for w in weights]
+            self._running = [widened(w).clone() for w in weights]
         else:
             for mean, w in zip(self._running, weights, strict=True):
                 mean.lerp_(w.to(mean.dtype), 1 / self._count)

@@ -125,6 +125,7 @@ class TwoPasses(Settings):
             done = self._apply_hook(model, method.hook, parts, list(items))
             if done is not None:
                 return done
+        auxiliary = self._auxiliary_parts(method, loss, divides, num_items)  # once: it takes all ranks
         one_by_one = local or len(window) == 1  # the gradients of several micro-batches are compared by their sums
         reports = [
             two_pass_step(
@@ -140,7 +141,7 @@ class TwoPasses(Settings):
                 inspect=self._inspect if self._step_log.precision.is_due and self.args.process_index == 0 else None,
                 parameters=self._parameters(model),
                 second_pass=self._unnoticed,
-                auxiliary=self._auxiliary_parts(loss, divides, num_items),
+                auxiliary=auxiliary,
                 tap=self._tap,
                 joint=as_joint(chunk, loss, weight, self._verdict, scale_loss=not divides) if one_by_one else None,
             )
@@ -204,27 +205,28 @@ class TwoPasses(Settings):
     def _apply_hook(
         self, model: nn.Module, hook: WeightHook, parts: list[Part], groups: list[str | None]
     ) -> StepReport | None:
+        step = replace(self._step, memory=self._memories.setdefault("hook", {}))
         with self._unnoticed() if not hook.replaces_update else nullcontext():
             done = apply_hook(
                 model,
                 parts,
                 hook,
-                replace(self._step, memory=self._memories.setdefault("hook", {})),
+                step,
                 self.optimizer.step,
                 backward=self.accelerator.backward,
                 groups=groups,
                 reduce=mean_over_ranks,
                 parameters=self._parameters(model),
             )
-        if done is not None:
-            self._step_log.add(done, done.facts)
+        if done is None:  # otherwise they are in the report of the step
+            self._step_log.add_facts(step.facts)
         return done
 
     def _auxiliary_parts(
-        self, loss: Callable[[Inputs], Tensor], divides: bool, num_items: Tensor | int | None
+        self, method: Method, loss: Callable[[Inputs], Tensor], divides: bool, num_items: Tensor | int | None
     ) -> list[Part] | None:
-        """This rank's rows of the auxiliary batch of this update, as one part."""
-        if self._auxiliary is None:
+        """This rank's rows of the auxiliary batch of this update, as one part; ``None`` where nothing is perturbed."""
+        if self._auxiliary is None or not method.perturbs_in(self._step.number):
             return None
         inputs = self._auxiliary.inputs(self._step.number, self.args.process_index, self.args.world_size)
         pieces = [] if inputs is None else cut(self._without_domain(inputs), None, self._count_items)
