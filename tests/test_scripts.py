@@ -1,0 +1,96 @@
+"""The scripts run as their headers say, at toy size."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import runpy
+import socket
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+from benchmark_worker import paint
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = ROOT / "scripts"
+TRAIN = ["--held_out", "night", "--max_steps", "2", "--per_device_train_batch_size", "6", "--report_to", "none"]
+TRAIN += ["--disable_tqdm", "true", "--save_strategy", "no"]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return paint(tmp_path / "pictures")
+
+
+def run(script: str, *argv: str) -> object:
+    """Runs a script in this process, as ``python scripts/<script> <argv>`` does; returns its exit status."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(SCRIPTS / script), *argv])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(SCRIPTS / script), run_name="__main__")
+    return ended.value.code
+
+
+def test_train_and_benchmark_are_the_commands(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train.py", "--dataset", str(pictures), "--output_dir", "out", "--use_cpu", *TRAIN) == 0
+    assert "held-out accuracy" in capsys.readouterr().out
+    flags = ["--methods", "erm", "sam", "--held-out", "night", "--seeds", "1", "--steps", "2", "--rows-per-domain", "2"]
+    benchmark = ["--dataset", str(pictures), *flags, "--workers", "1", "--output-dir", "benchmark"]
+    assert run("benchmark.py", *benchmark) == 0
+    assert run("benchmark.py", "resume", "benchmark") == 0
+    assert "2 of 2 jobs are done" in capsys.readouterr().out
+    assert run("train.py", "--dataset", str(pictures), "--output_dir", "out") == 1  # which domain?
+
+
+def test_tune_demo_writes_the_table_of_all_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import tune_demo
+
+    few = partial(tune_demo.demo_jobs, steps=1, methods=["erm", "sage"], held_out=["sketch"])
+    monkeypatch.setattr(tune_demo, "demo_jobs", few)
+    monkeypatch.setattr(tune_demo, "available_cores", lambda: 1)
+    output = tmp_path / "new" / "tuning.csv"
+    monkeypatch.setattr(sys, "argv", ["tune_demo.py", "--trials", "1", "--output", str(output)])
+    tune_demo.main()
+    with output.open(encoding="utf-8", newline="") as file:
+        erm, sage = csv.DictReader(file)
+    assert (erm["method"], sage["method"]) == ("erm", "sage")
+    assert erm["learning_rate"] == sage["learning_rate"]  # the same draws for each method
+    assert (erm["rho"], sage["rho"]) == ("", str(tune_demo.draw("sage", 0)["rho"]))
+    assert all(0 <= float(row["source_accuracy"]) <= 1 for row in (erm, sage))
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("configuration", "machines"), [("ddp", 1), ("multi_node", 2)])
+def test_accelerate_starts_what_its_configuration_says(configuration: str, machines: int, pictures: Path) -> None:
+    """Two processes on the CPU, by one launcher or by the launchers of two machines that are both this one."""
+    file = SCRIPTS / "accelerate" / f"{configuration}.yaml"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
+    launch += ["--main_process_port", free_port()]
+    train = [str(SCRIPTS / "train.py"), "--dataset", str(pictures), "--output_dir", "out", *TRAIN]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    launchers = [
+        subprocess.Popen(
+            [*launch, *(["--machine_rank", str(rank)] if machines > 1 else []), *train, "--logging_steps", "1"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(machines)
+    ]
+    said = [launcher.communicate(timeout=300)[0] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0] * machines, "\n".join(said)
+    assert len(re.findall("held-out accuracy", "".join(said))) == 1  # told by the first process alone
+    assert (pictures.parent / "out" / "model.safetensors").exists()
