@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+
+# Where it is installed, it warns at import, once a process, of kernels for 4-bit models, which no benchmark has.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
 from hf_sage.benchmark.differences import Difference, paired_differences, pooled_differences, verdict
 from hf_sage.benchmark.domainbed import Environment, domainbed_split, environments, seed_hash
 from hf_sage.benchmark.jobs import Job, Options
