@@ -166,3 +166,19 @@ def watched(model: nn.Module) -> Iterator[list[list[Tensor]]]:
         yield seen
     finally:
         handle.remove()
+
+
+class Counter:
+    """Counts rows that go through a network forwards and backwards."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.forwards = self.backwards = 0
+        model.register_forward_hook(self._count)
+
+    def _count(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        self.forwards += len(output)
+        if output.requires_grad:
+            output.register_hook(self._count_backward)
+
+    def _count_backward(self, gradient: Tensor) -> None:
+        self.backwards += len(gradient)

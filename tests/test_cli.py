@@ -12,8 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModelForImageClassification
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from hf_sage.benchmark.launch import check_processes, relaunch
 from hf_sage.benchmark.train import parse

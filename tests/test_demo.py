@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForImageClassification
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from hf_sage.benchmark.demo import demo_jobs, settings
 from hf_sage.cli import main

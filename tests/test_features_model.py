@@ -149,13 +149,7 @@ class Small(nn.Module):
 COMPILED = [
     pytest.param(Small, "eager", {"method": "sam"}, id="eager, sam"),
     pytest.param(lambda: Small(0.0), "aot_eager", SAGE, id="aot_eager, sage"),
-    pytest.param(
-        vit,
-        "eager",
-        SAGE,
-        marks=pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 cannot compile transformers' ViT"),
-        id="eager, sage, transformers",
-    ),
+    pytest.param(vit, "eager", SAGE, id="eager, sage, transformers"),
 ]
 
 

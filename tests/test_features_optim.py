@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from assertions import assert_same_bits
 from test_features_model import NOTHING, Plain, assert_is_stock
 from torch import Tensor, nn
@@ -177,10 +176,6 @@ class Matrices(nn.Module):
         return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 
-needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
-
-
-@needs_muon
 def test_muon_by_class_and_arguments():
     options = {"optimizer_cls_and_kwargs": (torch.optim.Muon, {"lr": RATE}), "weight_decay": 0.1}
     ours = fit(Matrices(), **options, **ORDER, **SAGE)
@@ -189,7 +184,6 @@ def test_muon_by_class_and_arguments():
     assert max(relative_differences(ours.model, expected, start=Matrices())) <= 2**-8
 
 
-@needs_muon
 def test_muon_is_stock():
     options = {"optimizer_cls_and_kwargs": (torch.optim.Muon, {"lr": RATE})}
     ours = fit(Matrices(), **options, **NOTHING)
@@ -278,7 +272,6 @@ def test_reduce_on_plateau_of_the_worst_domain():
     assert rates[-1] < rates[0]
 
 
-@pytest.mark.skipif(not hasattr(transformers.optimization, "GreedyLR"), reason="a schedule of newer releases")
 def test_greedy_schedule_is_stock():
     options = PLATEAU | {"lr_scheduler_type": "greedy", "lr_scheduler_kwargs": {"patience": 0, "min_lr": 1e-4}}
     assert_is_stock(vit, image_rows(), **options, eval_dataset=Rows(without("domain", image_rows(6, seed=2))))

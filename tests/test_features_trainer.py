@@ -50,6 +50,7 @@ from transformers.hyperparameter_search import ALL_HYPERPARAMETER_SEARCH_BACKEND
 from transformers.trainer_utils import BestRun
 
 from hf_sage import SAGEArguments, SAGEConfig, SAGEMixin, SAGETrainer
+from hf_sage.trainer.refusals import refuse_what_cannot_be_exact
 
 CUT = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3}
 METHODS = {"sage": SAGE, "sam": {"method": "sam"}, "erm": {"method": "erm"}}
@@ -909,3 +910,14 @@ def test_sentence_transformers_without_duplicates_are_stock(tmp_path):
     ours = sentences(True, rows, tmp_path, **options, **NOTHING)
     stock = sentences(False, without("domain", rows), tmp_path, **options)
     assert_same_bits(weights(ours.model), weights(stock.model))
+
+
+@pytest.mark.parametrize("split", ["tp_enabled", "cp_enabled", "sp_enabled"])
+def test_split_gradients_are_refused_with_the_alternative(split):
+    """Tensor, context and sequence parallelism; accelerate's own configuration wants GPUs to be made."""
+    trainer = build(vit(), Rows(image_rows()))
+    parallel = SimpleNamespace(tp_enabled=False, cp_enabled=False, sp_enabled=False)
+    setattr(parallel, split, True)
+    accelerator = SimpleNamespace(distributed_type="MULTI_GPU", parallelism_config=parallel)
+    with pytest.raises(ValueError, match="accelerate launch --multi_gpu"):
+        refuse_what_cannot_be_exact(trainer.args, accelerator, trainer.model, trainer.sage_method)

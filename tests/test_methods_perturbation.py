@@ -12,7 +12,7 @@ import pytest
 import restated
 import torch
 from assertions import assert_close, assert_same_bits
-from problems import SIZES, Batch, batch, gradients, network, parts_of, values
+from problems import SIZES, Batch, Counter, batch, gradients, network, parts_of, values
 from restated import LEARNING_RATE, Plain
 from torch import Tensor, nn
 
@@ -285,21 +285,6 @@ SHORT = {
     "align_asam": {"look_back_interval": 3},
 }
 """Intervals of which 12 updates are whole periods."""
-
-
-class Counter:
-    """Counts rows that go through a network forwards and backwards."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.forwards = self.backwards = 0
-        model.register_forward_hook(self._count)
-
-    def _count(self, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        self.forwards += len(output)
-        output.register_hook(self._count_backward)
-
-    def _count_backward(self, gradient: Tensor) -> None:
-        self.backwards += len(gradient)
 
 
 FAMILY = [n for n in METHODS if METHODS[n]().hook is None and METHODS[n]().objective is None]

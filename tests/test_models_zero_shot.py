@@ -14,6 +14,7 @@ import torch
 from assertions import assert_same_bits
 from checkpoints import pictures, save_clip, save_siglip, save_text_model, save_vit
 from transformers import (
+    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     AutoProcessor,
@@ -23,7 +24,6 @@ from transformers import (
     SiglipModel,
     pipeline,
 )
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_sage.models import (
     ZeroShotImageClassifier,

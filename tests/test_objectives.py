@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from problems import Batch, batch, generator, gradients, values
+from problems import Batch, Counter, batch, generator, gradients, values
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, softmax
 
 from hf_sage.ascents import L2Ascent
 from hf_sage.engine import Part, Step, StepReport, apply_hook, two_pass_step
 from hf_sage.hooks import GGA, Fish
-from hf_sage.methods import Method
+from hf_sage.methods import Method, fish
 from hf_sage.objectives import CORAL, DANN, IRM, MMD, RSC, Fishr, GroupDRO, Objective, VREx
 
 SIZES = {"photo": 6, "sketch": 4, "art": 3}
@@ -378,6 +378,31 @@ def test_gga_accepts_what_makes_the_groups_agree():
     again = network()
     apply_hook(again, parts(again, data), hook, Step(2, seed=1), lambda: None)
     assert all(torch.equal(a, b) for a, b in zip(values(model), values(again), strict=True))
+
+
+# ---- What it costs ----
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_an_objective_costs_what_the_listing_says(name, micro_batches):
+    """One pass; features of several micro-batches are heard in one forward pass more, before they are passed back."""
+    method, (model, data) = Method(name, objective=CASES[name][0]), (network(), batch(sizes=SIZES))
+    counted = Counter(model)
+    two_pass_step(model, parts(model, data, micro_batches), method, step=LATE)
+    heard_first = micro_batches > 1 and "features" in method.needs
+    assert counted.forwards == (method.forwards + heard_first) * len(data.groups)
+    assert counted.backwards == method.backwards * len(data.groups)
+
+
+def test_hooks_cost_what_the_listing_says():
+    method, (model, data) = fish(), (network(), batch(sizes=SIZES))
+    counted = Counter(model)
+    apply_hook(model, parts(model, data), Fish(), Step(), lambda: None)
+    assert (counted.forwards, counted.backwards) == (len(data.groups) * method.forwards,) * 2
+    counted = Counter(model)
+    apply_hook(model, parts(model, data), GGA(proposals=250), Step(100), lambda: None)
+    assert (counted.forwards, counted.backwards) == (251 * len(data.groups),) * 2
 
 
 # ---- What cannot be ----

@@ -119,11 +119,8 @@ def test_tensors_count_by_their_entries_and_large_ones_are_sampled():
 
 
 def switch_tf32(products: bool, convolutions: bool) -> None:
-    if hasattr(torch.backends, "fp32_precision"):  # torch 2.9
-        torch.backends.cuda.matmul.fp32_precision = "tf32" if products else "ieee"
-        torch.backends.cudnn.conv.fp32_precision = "tf32" if convolutions else "ieee"
-    else:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = products, convolutions
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if products else "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "tf32" if convolutions else "ieee"
 
 
 @pytest.fixture

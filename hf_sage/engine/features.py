@@ -10,7 +10,7 @@ which costs one forward pass more.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -141,7 +141,7 @@ def feature_pass(
         own_leaves = [leaves[i] for i in range(len(parts))]
         head = [p for p in tap.head.parameters() if p.requires_grad]
         found = torch.autograd.grad(value, [*own_leaves, *head], allow_unused=True)
-    by_feature, by_head = found[: len(parts)], dict(zip(head, found[len(parts) :], strict=True))
+    by_feature, by_head = found[: len(parts)], dict(zip(map(id, head), found[len(parts) :], strict=True))
 
     def carried(i: int, loss: Tensor, z: Tensor) -> Tensor:
         """The part's loss, and its rows' share of the objective: linear in their features, with its derivative."""
@@ -208,11 +208,11 @@ def _everyones(parts: Sequence[Part], features: Sequence[Tensor]) -> tuple[dict[
 
 
 def _add_direct(
-    parameters: Sequence[Tensor], gradient: Gradients, direct: dict[nn.Parameter, Tensor | None], scale: float
+    parameters: Sequence[Tensor], gradient: Gradients, direct: Mapping[int, Tensor | None], scale: float
 ) -> None:
-    """Adds the objective's derivative by the classifier's own weights, which every rank has found alike."""
+    """Adds the objective's derivative by the classifier's own weights, told by id; every rank has found it alike."""
     for i, p in enumerate(parameters):
-        found = direct.get(p)  # type: ignore[call-overload]
+        found = direct.get(id(p))
         if found is not None:
             held = gradient[i]
             gradient[i] = found * scale if held is None else held.add_(found, alpha=scale)

@@ -159,24 +159,19 @@ class _Switch:
     """One of torch's switches for TF32."""
 
     backend: Any
-    name: str
-    on: str | bool
-    off: str | bool
 
     def is_on(self) -> bool:
-        return bool(getattr(self.backend, self.name) == self.on)
+        return bool(self.backend.fp32_precision == "tf32")
 
     def set(self, *, on: bool) -> None:
-        setattr(self.backend, self.name, self.on if on else self.off)
+        self.backend.fp32_precision = "tf32" if on else "ieee"
 
 
 def _tf32_switches() -> list[_Switch]:
     """The switches for matrix products, convolutions and the rest; CUDA rounds convolutions unless told otherwise."""
     cuda: Any = torch.backends.cuda
     cudnn: Any = torch.backends.cudnn
-    if hasattr(torch.backends, "fp32_precision"):  # torch 2.9, where the older ones raise once the newer were used
-        return [_Switch(b, "fp32_precision", "tf32", "ieee") for b in (cuda.matmul, cudnn.conv, cudnn.rnn)]
-    return [_Switch(b, "allow_tf32", True, False) for b in (cuda.matmul, cudnn)]
+    return [_Switch(backend) for backend in (cuda.matmul, cudnn.conv, cudnn.rnn)]
 
 
 def _own(t: Tensor) -> Tensor:

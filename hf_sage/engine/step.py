@@ -186,8 +186,9 @@ def two_pass_step(
             length = norm(epsilon)
         if inspect is not None:
             inspect(theta, epsilon)
-        if not method.combines:
-            start.clear()  # its memory is the perturbed gradient's
+        if not method.combines:  # their memory is the perturbed gradient's
+            start.clear()
+            clean.gradient.clear()
 
         # Phases 4, 5 and 6: ascend, perturbed pass over the same parts, restore
         with resharded(model), perturbed(theta, epsilon), frozen_running_statistics(model), second_pass():

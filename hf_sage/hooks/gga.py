@@ -38,7 +38,7 @@ class GGA(WeightHook):
 
     @property
     def passes(self) -> float:
-        """None outside the search; within it, one a proposal and one before the first."""
+        """None: a training is mostly outside the search. Within it, one a proposal and one before the first."""
         return 0.0
 
     def __call__(self, parameters: Sequence[Tensor], passes: WeightPasses, step: Step) -> dict[str, Tensor]:

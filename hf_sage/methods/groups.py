@@ -58,5 +58,5 @@ def fish(meta_rate: float = 0.5) -> Method:
 
 
 def gga(noise: float = 1e-5, proposals: int = 250, begin: int = 100, end: int = 200, tolerance: float = 0.1) -> Method:
-    """A search for weights where the groups' gradients agree better (Ballas and Diou 2025, arXiv 2502.20162)."""
+    """251 passes in each of updates 100–199, until gradients agree better (Ballas and Diou 2025, arXiv 2502.20162)."""
     return Method("gga", hook=GGA(noise, proposals, begin, end, tolerance))

@@ -8,8 +8,12 @@ from typing import Any, Literal, get_args
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoConfig, AutoModelForImageClassification
-from transformers.models.auto.image_processing_auto import AutoImageProcessor  # from the top, 5.6 wants torchvision
+from transformers import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+)
 
 from hf_sage.models.labels import label_maps
 from hf_sage.models.text_tower import PROMPT, zero_shot_classifier

@@ -62,15 +62,13 @@ class DomainBatches(Settings):
                 f"With perturbation_scope='local' each micro-batch has its own agreement, and {self._train_batch_size} "
                 f"rows cannot hold {len(found)} domains. Raise per_device_train_batch_size to {len(found)} or more."
             )
-        batch = self._train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        if (strategy := getattr(self.args, "train_sampling_strategy", "random")) != "random":
+        if (strategy := self.args.train_sampling_strategy) != "random":
             warnings.warn(
                 f"train_sampling_strategy={strategy!r} has no effect beside domain_sampling='balanced', the default. "
                 "Choose domain_sampling='natural' for it.",
                 stacklevel=2,
             )
-        self._sampler = DomainBalancedSampler(domains, batch, seed)
+        self._sampler = DomainBalancedSampler(domains, self._rows_per_update, self._data_seed)
         return self._sampler
 
     def _check_sampling(self) -> None:

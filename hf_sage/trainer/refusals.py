@@ -34,8 +34,8 @@ def refuse_what_cannot_be_exact(args: TrainingArguments, accelerator: Any, model
             "trainer does not yet hand every rank the same passes, without which FSDP waits forever. Train with "
             "DistributedDataParallel: `accelerate launch --multi_gpu` without --use_fsdp."
         )
-    parallel = getattr(accelerator, "parallelism_config", None)  # accelerate 1.10
-    if parallel is not None and (parallel.tp_enabled or parallel.cp_enabled or getattr(parallel, "sp_enabled", False)):
+    parallel = accelerator.parallelism_config
+    if parallel is not None and (parallel.tp_enabled or parallel.cp_enabled or parallel.sp_enabled):
         raise ValueError(
             f"{name} does not yet know gradients that are split by tensor, context or sequence parallelism. Train with "
             "DistributedDataParallel: `accelerate launch --multi_gpu` without a parallelism configuration."

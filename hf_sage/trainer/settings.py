@@ -30,5 +30,14 @@ class Settings(Base):
         return self.sage_args.build_method()
 
     @property
+    def _rows_per_update(self) -> int:
+        """Rows of one update over all ranks and accumulation steps."""
+        return int(self._train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps)
+
+    @property
+    def _data_seed(self) -> int:
+        return int(self.args.seed if self.args.data_seed is None else self.args.data_seed)
+
+    @property
     def _column(self) -> str | None:
         return self.sage_args.domain_column

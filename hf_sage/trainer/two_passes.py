@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy, deepcopy
 from dataclasses import replace
 from typing import Any
@@ -88,9 +88,7 @@ class TwoPasses(Settings):
         if callable(getattr(self.optimizer, "train", None)):  # schedule-free optimizers, as Trainer does
             self.optimizer.train()
         # Gradients are averaged over ranks below: DistributedDataParallel would average K+1 times, at the wrong points.
-        in_fp32 = self.sage_args.full_precision_passes
-        precision = full_precision(self.model, self.args.device.type) if in_fp32 else nullcontext()
-        with self.accelerator.no_sync(model), precision:
+        with self.accelerator.no_sync(model), self._precision():
             self._report = self._two_passes(model, method, window, num_items_in_batch)
         return torch.zeros((), device=self.args.device) if self._report is None else self._report.loss
 
@@ -181,7 +179,6 @@ class TwoPasses(Settings):
                 f"Method {self.sage_method.name!r} draws auxiliary batches from the training set, which is a stream. "
                 "Use a dataset whose rows can be taken by number."
             )
-        batch = self._train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
         balanced = self._column is not None and self.sage_args.domain_sampling == "balanced"
         domains = domains_of(dataset, str(self._column)) if balanced else [""] * len(dataset)
         collator = self.data_collator
@@ -189,8 +186,7 @@ class TwoPasses(Settings):
             dataset = self._remove_unused_columns(dataset, description="auxiliary")
         else:
             collator = self._get_collator_with_removed_columns(collator, description="auxiliary")
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return AuxiliaryBatches(dataset, collator, domains, -(-batch // SHARE), seed)
+        return AuxiliaryBatches(dataset, collator, domains, -(-self._rows_per_update // SHARE), self._data_seed)
 
     def _step_now(self) -> Step:
         groups = self.optimizer.param_groups if self.optimizer is not None else []
@@ -248,8 +244,7 @@ class TwoPasses(Settings):
         return cut(inputs, None if groups is None else decode_groups(groups), self._count_items)
 
     def _count_items(self, inputs: Inputs, rows: int) -> int:
-        # Older releases count label items unshifted and have no such attribute.
-        return count_items(inputs, rows, shifts_labels=bool(getattr(self, "_loss_shifts_labels", False)))
+        return count_items(inputs, rows, shifts_labels=bool(self._loss_shifts_labels))
 
     def _measure_loss(self, model: nn.Module, rows: list[Rows], num_items: Tensor | int | None) -> bool:
         """Whether the loss is divided by ``num_items``; if Trainer took it for granted and is wrong, tells it."""
@@ -316,10 +311,13 @@ class TwoPasses(Settings):
         """Lets the ascent see the batch again where it wants to; called right after the optimizer's step."""
         look_back, self._look_back = self._look_back, None
         if look_back is not None:
-            in_fp32 = self.sage_args.full_precision_passes
-            precision = full_precision(self.model, self.args.device.type) if in_fp32 else nullcontext()
-            with self.accelerator.no_sync(self.model_wrapped), precision:
+            with self.accelerator.no_sync(self.model_wrapped), self._precision():
                 self._step_log.add_facts(look_back())
+
+    def _precision(self) -> AbstractContextManager[None]:
+        """What the passes run in: the trainer's own precision, or fp32 where that is asked for."""
+        in_fp32 = self.sage_args.full_precision_passes
+        return full_precision(self.model, self.args.device.type) if in_fp32 else nullcontext()
 
     def _inspect(self, theta: Sequence[Tensor], epsilon: Sequence[Tensor]) -> None:
         """Measures what the forward pass will see of ε."""

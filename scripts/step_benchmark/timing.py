@@ -30,11 +30,7 @@ class ProcessClock:
 
     def laps(self, phases: Phases) -> list[float]:
         """See `Clock`."""
-        marks = [time.process_time()]
-        for phase in phases:
-            phase()
-            marks.append(time.process_time())
-        return [b - a for a, b in pairwise(marks)]
+        return _laps(phases, time.process_time)
 
 
 class ChildClock:
@@ -42,16 +38,20 @@ class ChildClock:
 
     def laps(self, phases: Phases) -> list[float]:
         """See `Clock`."""
-        marks = [self._now()]
-        for phase in phases:
-            phase()
-            marks.append(self._now())
-        return [b - a for a, b in pairwise(marks)]
+        return _laps(phases, self._now)
 
     @staticmethod
     def _now() -> float:
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         return usage.ru_utime + usage.ru_stime
+
+
+def _laps(phases: Phases, now: Callable[[], float]) -> list[float]:
+    marks = [now()]
+    for phase in phases:
+        phase()
+        marks.append(now())
+    return [b - a for a, b in pairwise(marks)]
 
 
 class DeviceClock:
