@@ -6,7 +6,7 @@
 # A task that is killed or runs out of time leaves a checkpoint; submit the same line again, and what is not done goes on
 # from there. The number of tasks need not match the number of jobs. Without SLURM the script runs as one task:
 #
-#   bash scripts/slurm_array.sh scripts/configs/style_digits.yaml out
+#   bash scripts/slurm_array.sh scripts/configs/table1.yaml out
 #
 #SBATCH --job-name=hf-sage
 #SBATCH --array=0-7

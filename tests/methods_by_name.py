@@ -19,8 +19,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "irm": {"warmup": 0},
     "vrex": {"warmup": 0},
     "fishr": {"warmup": 0},
-    "dann": {"width": 8, "learning_rate": 0.01},
-    "cdann": {"width": 8, "learning_rate": 0.01},
+    "dann": {"width": 8, "discriminator_learning_rate": 0.01},
+    "cdann": {"width": 8, "discriminator_learning_rate": 0.01},
     "gga": {"noise": 1e-3, "proposals": 3, "begin": 1, "end": 3},
 }
 """Radii and noise that a test sees in the weights, intervals that end within it; for the others their defaults."""

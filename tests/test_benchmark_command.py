@@ -16,7 +16,7 @@ from accelerate.commands.launch import launch_command_parser
 from benchmark_worker import DOMAINS, job, paint
 
 from hf_sage.benchmark.collator import CollatorByUse
-from hf_sage.benchmark.command import main
+from hf_sage.benchmark.command import CONFIGS, main
 from hf_sage.benchmark.config import parse_config, read_config
 from hf_sage.benchmark.inputs import load_inputs
 from hf_sage.benchmark.jobs import Options
@@ -27,7 +27,8 @@ from hf_sage.benchmark.store import Store
 from hf_sage.models import tiny_clip
 
 ROOT = Path(__file__).parent.parent
-QUICK = ["--methods", "erm", "sage", "--seeds", "1", "--steps", "3", "--evaluate-every", "3", "--workers", "1"]
+QUICK = ["--methods", "erm", "sage", "--seeds", "1", "--trials", "1", "--steps", "3", "--evaluate-every", "3"]
+QUICK += ["--workers", "1"]
 
 
 def test_style_digits_from_flags_to_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,8 +173,8 @@ def test_configurations_are_what_they_say(tmp_path: Path) -> None:
     jobs = jobs_of(parse_config(entries))
     assert len(jobs) == 3 * (4 + 4 + 4 + 4 + 6)
     assert {own.steps for own in jobs if own.dataset == "DomainNet"} == {15000}
-    digits = jobs_of(parse_config(read_config(ROOT / "scripts/configs/style_digits.yaml")))
-    assert len(digits) == 2 * 4 * 4 * 3
+    digits = jobs_of(parse_config(read_config(CONFIGS / "style_digits.yaml")))
+    assert len(digits) == 4 * 4 * 32  # trials × held-out domains × methods, with one seed
 
 
 def test_slurm_template_runs_as_its_header_says(tmp_path: Path) -> None:

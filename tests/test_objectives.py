@@ -266,7 +266,7 @@ def test_dann_reverses_the_discriminators_gradient(conditional):
     """Its first step by hand: the discriminator as it begins is updated once, and the features flee from it."""
     memories: dict[str, Any] = {}
     model, data = network(), batch(sizes=SIZES)
-    objective = DANN(2.0, conditional, width=8, learning_rate=0.1)
+    objective = DANN(2.0, conditional, width=8, discriminator_learning_rate=0.1)
     two_pass_step(model, parts(model, data), Method("dann", objective=objective), memories=memories)
     held = memories["objective"]["player"]
     grouped = by_group(data)
@@ -290,7 +290,7 @@ def test_dann_reverses_the_discriminators_gradient(conditional):
 
 def test_the_discriminator_learns_and_is_remembered(tmp_path):
     model, data = network(), batch(sizes={"photo": 30, "sketch": 30, "art": 30})
-    method = Method("dann", objective=DANN(0.0, width=32, learning_rate=0.01))
+    method = Method("dann", objective=DANN(0.0, width=32, discriminator_learning_rate=0.01))
     memories: dict[str, Any] = {}
     for number in range(60):
         two_pass_step(model, parts(model, data), method, step=Step(number=number), memories=memories)

@@ -5,25 +5,30 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from hf_sage.benchmark.config import ALL, parse_config, read_config
+from hf_sage.benchmark.config import ALL, Config, parse_config, read_config
 from hf_sage.benchmark.driver import drive
+from hf_sage.benchmark.entrants import ENTRANTS
 from hf_sage.benchmark.grids import FORMATS, write
 from hf_sage.benchmark.listing import listing
-from hf_sage.benchmark.plan import jobs_of
+from hf_sage.benchmark.plan import jobs_of, repeats_of
 from hf_sage.benchmark.plots import plot_comparison
 from hf_sage.benchmark.records import make_folder, write_atomic
 from hf_sage.benchmark.report import add_selection
 from hf_sage.benchmark.rules import rules_of
 from hf_sage.benchmark.selection import select
-from hf_sage.benchmark.store import Store
+from hf_sage.benchmark.store import JobFolder, Store
 from hf_sage.benchmark.summaries import by_dataset, dataset_grid
 from hf_sage.benchmark.tables import aggregate
 
+CONFIG = "config.yaml"
+CONFIGS = Path(__file__).parent / "configs"
+"""Of the embedded datasets that have one: what is run where flags name the dataset and nothing else."""
 VERBS = ("run", "resume", "ls", "table", "plot")
 FLAGS = (
     *("dataset", "methods", "held_out", "held_out_pairs", "seeds", "trials", "preset", "model", "head", "steps"),
@@ -103,23 +108,56 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    entries = read_config(options.config) if options.config else {}
     given = {name: getattr(options, name) for name in FLAGS if hasattr(options, name)}
     if "dataset" in given:
         given["datasets"] = given.pop("dataset")
-    if isinstance(entries.get("methods"), dict) and given.get("methods") not in (None, [ALL]):
-        given["methods"] = {name: entries["methods"].get(name) for name in given["methods"]}
-    config = parse_config(entries | given, options.config or "the flags")
+    file = options.config or _embedded_config(given)
+    entries = _over(read_config(file), given) if file else given
+    config = parse_config(entries, options.config or "the flags")
     store = Store(options.output_dir)
     folders = store.add(jobs_of(config), config.options)
-    write_atomic(store.folder / "config.yaml", yaml.safe_dump(entries | given, sort_keys=False))
-    return drive(store, folders, workers=options.workers, launch=options.launch)
+    write_atomic(store.folder / CONFIG, yaml.safe_dump(entries, sort_keys=False))
+    return _drive(store, folders, config, options)
+
+
+def _embedded_config(given: dict[str, Any]) -> Path | None:
+    """The configuration that comes with a dataset, where flags ask for that one alone and for no preset."""
+    datasets = given.get("datasets", ())
+    file = CONFIGS / f"{datasets[0]}.yaml" if len(datasets) == 1 and "preset" not in given else None
+    return file if file is not None and file.is_file() else None
+
+
+def _over(entries: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with flags over it; what it says of the methods goes on to hold."""
+    methods = entries.get("methods")
+    if not isinstance(methods, dict):
+        return entries | given
+    chosen = given.get("methods", list(methods))
+    own = {name: dict(methods.get(name) or {}) for name in (ENTRANTS if chosen == [ALL] else chosen)}
+    if "seeds" in given:  # for all methods alike
+        for settings in own.values():
+            settings.pop("seeds", None)
+    return entries | given | {"methods": own}
 
 
 def _resume(options: argparse.Namespace) -> int:
     store = Store.open(options.folder)
     make_folder(store.folder)
-    return drive(store, store.jobs(), workers=options.workers, launch=options.launch)
+    file = store.folder / CONFIG
+    entries = read_config(file) if file.exists() else {}
+    config = parse_config(entries, str(file)) if entries.get("tuning_seeds") else None
+    return _drive(store, store.jobs(), config, options)
+
+
+def _drive(store: Store, folders: list[JobFolder], config: Config | None, options: argparse.Namespace) -> int:
+    """Performs jobs, and then those that follow from their results."""
+    drive_all = partial(drive, store, workers=options.workers, launch=options.launch)
+    status = drive_all(folders)
+    if config is None:
+        return status
+    results = [folder.result() for folder in folders if folder.is_done]
+    repeats = store.add(repeats_of(config, results), config.options)
+    return max(status, drive_all(repeats)) if repeats else status
 
 
 def _ls(options: argparse.Namespace) -> int:

@@ -11,13 +11,13 @@ from typing import Any, get_args
 import yaml
 
 from hf_sage.benchmark.domainbed import TEST_CONVENTIONS, TestConvention
+from hf_sage.benchmark.entrants import ENTRANTS, is_entrant
 from hf_sage.benchmark.hyperparameters import OPTIMIZER, takes
 from hf_sage.benchmark.jobs import Options
 from hf_sage.benchmark.presets import PRESETS, preset
 from hf_sage.benchmark.runs import SET_BY_THE_BENCHMARK
 from hf_sage.benchmark.search import Ranges, check_range
 from hf_sage.data import TRANSFORMS, OnBadImage, OnMismatch
-from hf_sage.methods import METHODS
 from hf_sage.models import TINY_CLIP, Head
 from hf_sage.models.text_tower import PROMPT
 from hf_sage.trainer import SAGEConfig
@@ -32,10 +32,12 @@ class MethodSettings:
     Attributes:
         hyperparameters: Its values in trial 0, and in every trial where they are not searched.
         search: Ranges of its own.
+        seeds: Seeds of its own, instead of the benchmark's.
     """
 
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     search: Ranges = field(default_factory=dict)
+    seeds: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ class Config:
         held_out_pairs: Whether to hold out every two domains as well, which leave-one-domain-out validation needs.
         seeds: The trial seeds.
         trials: Number of hyperparameter trials of every method; trial 0 is the defaults, the others are drawn.
+        tuning_seeds: With how many of a method's seeds, the first ones, every trial is run; the others repeat the
+            trial that training-domain validation chooses. ``None`` is all of them, as in DomainBed's protocol.
         search: Ranges of hyperparameters that every method with such a hyperparameter draws from.
         search_seed: Seed of the draws.
         preset: Name of the preset, if any.
@@ -93,11 +97,26 @@ class Config:
     held_out_pairs: bool = False
     seeds: tuple[int, ...] = (0, 1, 2)
     trials: int = 1
+    tuning_seeds: int | None = None
     search: Ranges = field(default_factory=dict)
     search_seed: int = 0
     preset: str | None = None
     setup: dict[str, Any] = field(default_factory=dict)
     options: Options = field(default_factory=Options)
+
+    @property
+    def all_seeds(self) -> list[int]:
+        """The seeds of all methods, each once."""
+        return list(dict.fromkeys(seed for method in self.methods for seed in self.seeds_of(method)))
+
+    def seeds_of(self, method: str) -> tuple[int, ...]:
+        """The seeds of a method."""
+        own = self.methods[method].seeds
+        return self.seeds if own is None else own
+
+    def searched_seeds(self, method: str) -> tuple[int, ...]:
+        """Those of its seeds that every trial is run with."""
+        return self.seeds_of(method)[: self.tuning_seeds]
 
     def setup_of(self, dataset: str) -> Setup:
         """How a dataset is trained on: as given here, else by the preset, else by default."""
@@ -121,7 +140,8 @@ OPTIONS = {
 }
 SETUP = tuple(item.name for item in fields(Setup) if item.name != "hyperparameters")
 KEYS = (
-    *("datasets", "methods", "held_out", "held_out_pairs", "seeds", "trials", "search", "search_seed", "preset"),
+    *("datasets", "methods", "held_out", "held_out_pairs", "seeds", "trials"),
+    *("tuning_seeds", "search", "search_seed", "preset"),
     *SETUP,
     *OPTIONS,
     "save_models",
@@ -165,6 +185,7 @@ def parse_config(entries: Mapping[str, Any], where: str = "the configuration") -
         held_out_pairs=_flag("held_out_pairs", entries.get("held_out_pairs", False)),
         seeds=_seeds(entries.get("seeds", 3)),
         trials=_whole("trials", entries.get("trials", 1)),
+        tuning_seeds=_tuning_seeds(entries),
         search=search,
         search_seed=_whole("search_seed", entries.get("search_seed", 0), least=0),
         preset=_preset(entries.get("preset")),
@@ -177,20 +198,22 @@ def parse_config(entries: Mapping[str, Any], where: str = "the configuration") -
 
 def _methods(value: Any) -> dict[str, MethodSettings]:
     if value == ALL or value == [ALL]:
-        value = list(METHODS)
+        value = list(ENTRANTS)
     given = value if isinstance(value, Mapping) else dict.fromkeys(_listed(value))
     if not given:
-        raise ValueError(f"No method is given: use `methods: all`, or some of {_quoted(METHODS)}.")
+        raise ValueError(f"No method is given: use `methods: all`, or some of {_quoted(ENTRANTS)}.")
     found = {}
     for name, entries in given.items():
-        if name not in METHODS:
+        if not is_entrant(name):
             raise ValueError(
-                f"Unknown method {name!r}{_near(name, METHODS)}: use some of {_quoted(METHODS)}, or 'all'."
+                f"Unknown method {name!r}{_near(name, ENTRANTS)}: use some of {_quoted(ENTRANTS)}, any of them with "
+                "'+swad' behind its name, or 'all'."
             )
         values = dict(entries or {})
+        seeds = _seeds(values.pop("seeds")) if "seeds" in values else None
         ranges = _ranges(values.pop("search", None), f"methods: {name}: search")
         _known([*values, *ranges], _hyperparameters(name), f"methods: {name}")
-        found[name] = MethodSettings({key: _number(own) for key, own in values.items()}, ranges)
+        found[name] = MethodSettings({key: _number(own) for key, own in values.items()}, ranges, seeds)
     return found
 
 
@@ -205,11 +228,34 @@ def _check_search(config: Config) -> None:
     if config.trials == 1:
         return
     for method, settings in config.methods.items():
+        _numbers_only(method, config.search | settings.search)
         if not settings.search and not set(config.search) & set(_hyperparameters(method)):
             raise ValueError(
                 f"{config.trials} trials of {method!r} would all be the same: give ranges to draw from, e.g. `search: "
                 "{learning_rate: [1e-5, 1e-3]}`, or leave `trials` at 1."
             )
+
+
+def _numbers_only(method: str, searched: Iterable[str]) -> None:
+    defaults = takes(method)
+    for name in searched:
+        default = defaults.get(name, 0.0)
+        if isinstance(default, bool) or not isinstance(default, int | float):
+            raise ValueError(
+                f"search: {name!r} of {method!r} is {default!r} by default, and only numbers are drawn from a range. "
+                f"Set it as `methods: {{{method}: {{{name}: ...}}}}`."
+            )
+
+
+def _tuning_seeds(entries: Mapping[str, Any]) -> int | None:
+    if entries.get("tuning_seeds") is None:
+        return None
+    if entries.get("held_out_pairs"):
+        raise ValueError(
+            "`tuning_seeds` chooses a trial by training-domain validation, and `held_out_pairs` is for another rule, "
+            "which needs every trial with every seed: leave one of them out."
+        )
+    return _whole("tuning_seeds", entries["tuning_seeds"])
 
 
 def _setup(entries: Mapping[str, Any], where: str) -> dict[str, Any]:

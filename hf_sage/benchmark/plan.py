@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 
 from hf_sage.benchmark.config import Config, MethodSettings, Setup
 from hf_sage.benchmark.hyperparameters import STEP, takes
 from hf_sage.benchmark.inputs import check_held_out, domains_of
 from hf_sage.benchmark.jobs import Job
+from hf_sage.benchmark.results import Result
 from hf_sage.benchmark.search import draw
+from hf_sage.benchmark.selection import best_trial
 from hf_sage.data import EMBEDDED
-from hf_sage.methods import METHODS
 
 
 def jobs_of(config: Config) -> list[Job]:
-    """Every job of a benchmark: datasets outermost, then seeds, trials, held-out domains, and methods innermost.
+    """The jobs that are known beforehand: datasets outermost, then seeds, trials, held-out domains, methods innermost.
+
+    Where trials are searched with the first seeds only, the jobs of the other seeds follow from their results, see
+    `repeats_of`.
 
     Raises:
         ValueError: If the data cannot be had, or does not have the domains to hold out.
@@ -51,27 +56,48 @@ def jobs_of(config: Config) -> list[Job]:
                 hyperparameters=hyperparameters(method, settings, trial, setup, config),
                 training=setup.training,
             )
-            for seed in config.seeds
+            for seed in config.all_seeds
             for trial in range(config.trials)
             for domains in held_out[dataset]
             for method, settings in config.methods.items()
+            if seed in config.searched_seeds(method)
         ]
     return jobs
+
+
+def repeats_of(config: Config, results: Sequence[Result]) -> list[Job]:
+    """The jobs that repeat a chosen trial: of each method and held-out domain, with the seeds not searched with.
+
+    Args:
+        config: The benchmark.
+        results: Those of `jobs_of` that there are. Where one is missing, there is nothing to choose from yet.
+    """
+    found = {result.job.digest: result for result in results}
+    searched: dict[tuple[str, str, tuple[str, ...]], list[Job]] = {}
+    for job in jobs_of(config):
+        searched.setdefault((job.dataset, job.method, job.held_out), []).append(job)
+    return [
+        replace(best_trial([found[job.digest] for job in jobs]), seed=seed)
+        for (_, method, _), jobs in searched.items()
+        if all(job.digest in found for job in jobs)
+        for seed in config.seeds_of(method)
+        if seed not in config.searched_seeds(method)
+    ]
 
 
 def hyperparameters(
     method: str, settings: MethodSettings, trial: int, setup: Setup, config: Config
 ) -> dict[str, float]:
     """What a method is trained with in a trial: as drawn, else as set, else by the preset, else by default."""
-    parameters = inspect.signature(METHODS[method]).parameters
-    defaults = {name: parameters[name].default for name in takes(method) if name in STEP}  # ρ and γ; others where set
-    own = {name: value for name, value in defaults.items() if isinstance(value, float)}
+    defaults = takes(method)
+    own = {name: value for name, value in defaults.items() if name in STEP and isinstance(value, float)}  # ρ and γ
     values = {"learning_rate": setup.learning_rate} | own | setup.hyperparameters.get(method, {})
     values |= settings.hyperparameters
     if trial:
-        common = {name: ends for name, ends in config.search.items() if name in values or name in takes(method)}
+        common = {name: ends for name, ends in config.search.items() if name in values or name in defaults}
         for name, (low, high) in (common | settings.search).items():
-            values[name] = draw(name, low, high, trial, config.search_seed)
+            drawn = draw(name, low, high, trial, config.search_seed)
+            values[name] = round(drawn) if isinstance(defaults.get(name), int) else drawn
     return values
 
 

@@ -11,16 +11,19 @@ import torch
 from transformers import PrinterCallback, TrainerCallback, TrainerState, set_seed
 
 from hf_sage.benchmark.collator import USE, USES, CollatorByUse
-from hf_sage.benchmark.hyperparameters import as_fields
+from hf_sage.benchmark.entrants import is_averaged, method_of
+from hf_sage.benchmark.hyperparameters import as_fields, for_swad
 from hf_sage.benchmark.inputs import Inputs, load_inputs
 from hf_sage.benchmark.jobs import Job, Options
 from hf_sage.benchmark.results import Result, best_evaluation, library_versions
-from hf_sage.benchmark.scores import Scores, evaluations, predicted_class, without_times
+from hf_sage.benchmark.scores import SOURCE_LOSS, Scores, class_and_loss, evaluations, without_times
 from hf_sage.data import TensorDomains, preprocess
 from hf_sage.data.callback import DrawsCallback
 from hf_sage.models import image_classifier
 from hf_sage.trainer import SAGEConfig, SAGETrainer
 from hf_sage.trainer.checkpoints import STATE, complete_checkpoints
+from hf_sage.trainer.swad import FILE as AVERAGES
+from hf_sage.trainer.swad import SWADCallback
 
 Progress = Callable[[int], None]
 DEFAULTS = Options()
@@ -87,8 +90,8 @@ def run(
     inputs = load_inputs(job, options)
     model, processor = image_classifier(job.model, inputs.facts.classes, head=job.head, prompt=job.prompt)
     sources = [domain for domain in inputs.facts.rows if domain not in job.held_out]
-    whole = complete_checkpoints(folder, int(os.environ.get("WORLD_SIZE", "1"))) if checkpoints else []
-    last = Path(whole[-1]) if whole else None
+    averages = [SWADCallback(f"eval_{SOURCE_LOSS}", **for_swad(job.hyperparameters))] if is_averaged(job.method) else []
+    last = _last_checkpoint(job, folder) if checkpoints else None
     arguments = _arguments(job, folder, len(sources), checkpoints, starts_anew=last is None, small=inputs.small)
     scores = Scores(inputs.cells, sources)
     in_memory = inputs.small and job.transform == "none"
@@ -102,15 +105,15 @@ def run(
         eval_dataset=evaluated,
         processing_class=processor,
         compute_metrics=scores,
-        preprocess_logits_for_metrics=predicted_class,
-        callbacks=[_AtTheEnd()],
+        preprocess_logits_for_metrics=class_and_loss,
+        callbacks=[_AtTheEnd(), *averages],
     )
     if collator is not None:
         trainer.add_callback(DrawsCallback(collator.training))
     if progress is not None:
         trainer.add_callback(_Progress(progress))
     trainer.remove_callback(PrinterCallback)  # the terminal belongs to the progress bar
-    if save_to is not None:
+    if save_to is not None and not averages:
         trainer.add_callback(_SaveBest(trainer, save_to))
     before = None if last is None else TrainerState.load_from_json(str(last / STATE))
     scores.start([] if before is None else before.log_history)
@@ -118,19 +121,32 @@ def run(
         trainer.state = before
     else:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    if averages:  # the weights are the average since training ended: it alone is what the run stands for
+        trainer.evaluate()
+        if save_to is not None:
+            trainer.save_model(str(save_to))
     log = trainer.state.log_history
+    found = evaluations(log)[-1:] if averages else evaluations(log)
     return Result(
         job=job,
         data=inputs.facts,
-        evaluations=evaluations(log),
+        evaluations=found,
         log=without_times(log),
         seconds=max(entry.get("eval_elapsed", 0.0) for entry in log),
         device=torch.cuda.get_device_name() if arguments.device.type == "cuda" else arguments.device.type,
         processes=arguments.world_size,
         parameters=sum(p.numel() for p in model.parameters()),
-        model_step=None if save_to is None else best_evaluation(evaluations(log), sources).step,
+        model_step=None if save_to is None else best_evaluation(found, sources).step,
         versions=library_versions(),
     )
+
+
+def _last_checkpoint(job: Job, folder: Path) -> Path | None:
+    """The checkpoint to go on from: for SWAD one that has its averages, and is not after the last update."""
+    whole = [Path(found) for found in complete_checkpoints(folder, int(os.environ.get("WORLD_SIZE", "1")))]
+    if is_averaged(job.method):
+        whole = [found for found in whole if (found / AVERAGES).is_file() and found.name != f"checkpoint-{job.steps}"]
+    return whole[-1] if whole else None
 
 
 def _arguments(
@@ -146,7 +162,7 @@ def _arguments(
     settings |= job.training | as_fields(job.hyperparameters)
     arguments = SAGEConfig(
         str(folder),
-        method=job.method,
+        method=method_of(job.method),
         seed=job.seed,
         max_steps=job.steps,
         eval_strategy="steps",

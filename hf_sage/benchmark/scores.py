@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import EvalPrediction
 
 from hf_sage.benchmark.inputs import Cell
@@ -15,6 +17,9 @@ from hf_sage.benchmark.results import Evaluation, source_summary
 
 _PREFIX = "eval_"
 _SPLITS = ("in", "out")
+SOURCE_LOSS = "source_loss"
+"""Mean cross-entropy over the out-splits of the source domains: the loss that evaluation reports by itself is over the
+held-out domain, too, and nothing may be chosen by that."""
 TIMES = ("runtime", "per_second", "elapsed")
 """Endings of the log's entries that differ from run to run."""
 
@@ -23,7 +28,7 @@ class Scores:
     """A `compute_metrics` over consecutive cells of rows.
 
     It returns ``<domain>/in`` and ``<domain>/out``, over the out-splits of the source domains ``avg_accuracy``,
-    ``worst_accuracy`` and ``gap``, and ``elapsed``, the seconds since `start`.
+    ``worst_accuracy``, ``gap`` and ``source_loss``, and ``elapsed``, the seconds since `start`.
 
     Args:
         cells: The splits of the domains, as they follow each other in the evaluated rows.
@@ -40,21 +45,26 @@ class Scores:
         self._started = time.perf_counter() - max((entry.get("eval_elapsed", 0.0) for entry in log), default=0.0)
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Scores class indices (see `predicted_class`)."""
-        right = np.asarray(prediction.predictions) == prediction.label_ids
-        ends = np.cumsum([cell.rows for cell in self._cells])
+        """Scores classes and losses (see `class_and_loss`)."""
+        classes, losses = prediction.predictions
+        right = np.asarray(classes) == prediction.label_ids
+        ends = np.cumsum([cell.rows for cell in self._cells])[:-1]
         accuracy: dict[str, dict[str, float]] = {}
-        for cell, own in zip(self._cells, np.split(right, ends[:-1]), strict=True):
+        source_losses = []
+        for cell, own, own_losses in zip(self._cells, np.split(right, ends), np.split(losses, ends), strict=True):
             accuracy.setdefault(cell.domain, {})[cell.split] = float(own.mean())
+            if cell.split == "out" and cell.domain in self._sources:
+                source_losses.append(float(own_losses.mean()))
         flat = {f"{domain}/{split}": value for domain, own in accuracy.items() for split, value in own.items()}
         elapsed = time.perf_counter() - self._started
-        return flat | source_summary(accuracy, self._sources) | {"elapsed": elapsed}
+        validation = {SOURCE_LOSS: fmean(source_losses)}
+        return flat | source_summary(accuracy, self._sources) | validation | {"elapsed": elapsed}
 
 
-def predicted_class(logits: Any, _: Any) -> Tensor:
-    """Of each row, right after the forward pass, so that no logits pile up."""
+def class_and_loss(logits: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The class that each row is taken for, and its cross-entropy: right after the pass, so that no logits pile up."""
     scores: Tensor = logits[0] if isinstance(logits, tuple) else logits
-    return scores.argmax(-1)
+    return scores.argmax(-1), cross_entropy(scores.float(), labels, reduction="none")
 
 
 def evaluations(log: Sequence[dict[str, Any]]) -> list[Evaluation]:

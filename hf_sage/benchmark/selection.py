@@ -8,11 +8,12 @@ earliest trial and checkpoint win.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
 
+from hf_sage.benchmark.jobs import Job
 from hf_sage.benchmark.records import Record
 from hf_sage.benchmark.results import Evaluation, Result, source_summary
 
@@ -79,6 +80,19 @@ def select(results: Iterable[Result], rule: str) -> list[Record]:
         best = max(SELECTION[rule].choices(trials, pairs[key]), key=lambda choice: choice.value)
         records.append(best.result.record(best.evaluation))
     return records
+
+
+def best_trial(results: Sequence[Result]) -> Job:
+    """The job of the trial that training-domain validation prefers, on average over the seeds it was run with.
+
+    Args:
+        results: The runs of one dataset, method and held-out domain.
+    """
+    values: dict[int, list[float]] = defaultdict(list)
+    for result in results:
+        values[result.job.trial].append(max(choice.value for choice in _training_domain([result], {})))
+    trial = max(sorted(values), key=lambda number: fmean(values[number]))
+    return next(result.job for result in results if result.job.trial == trial)
 
 
 def _training_domain(trials: Trials, _: Pairs) -> Iterable[Choice]:

@@ -16,6 +16,7 @@ import transformers
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from hf_sage.benchmark.entrants import method_of
 from hf_sage.benchmark.jobs import Job
 from hf_sage.methods import METHODS
 
@@ -80,7 +81,7 @@ def process_context() -> Any:
 
 def cost(method: str) -> int:
     """Rough cost of an update by a method, in passes over the batch: for the bar's estimate alone."""
-    built = METHODS[method]()
+    built = METHODS[method_of(method)]()
     return 1 + (built.ascent is not None) + built.needs_groups
 
 

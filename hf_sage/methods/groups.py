@@ -37,14 +37,14 @@ def group_dro(eta: float = 1e-2) -> Method:
     return Method("group_dro", objective=GroupDRO(eta))
 
 
-def dann(penalty: float = 1.0, width: int = 256, learning_rate: float = 5e-5) -> Method:
+def dann(penalty: float = 1.0, width: int = 256, discriminator_learning_rate: float = 5e-5) -> Method:
     """No discriminator is to tell the groups apart by their features (Ganin et al. 2016, arXiv 1505.07818)."""
-    return Method("dann", objective=DANN(penalty, False, width, learning_rate))
+    return Method("dann", objective=DANN(penalty, False, width, discriminator_learning_rate))
 
 
-def cdann(penalty: float = 1.0, width: int = 256, learning_rate: float = 5e-5) -> Method:
+def cdann(penalty: float = 1.0, width: int = 256, discriminator_learning_rate: float = 5e-5) -> Method:
     """DANN within each class, every class counting alike (Li et al. 2018)."""
-    return Method("cdann", objective=DANN(penalty, True, width, learning_rate))
+    return Method("cdann", objective=DANN(penalty, True, width, discriminator_learning_rate))
 
 
 def rsc(drop_features: float = 1 / 3, drop_rows: float = 1 / 3) -> Method:

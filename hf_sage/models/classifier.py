@@ -17,7 +17,7 @@ from transformers import (
 
 from hf_sage.models.labels import label_maps
 from hf_sage.models.text_tower import PROMPT, zero_shot_classifier
-from hf_sage.models.tiny import TINY_CLIP, tiny_clip
+from hf_sage.models.tiny import TINY
 from hf_sage.models.unused import freeze_unused
 
 Head = Literal["linear", "zero_shot"]
@@ -31,7 +31,8 @@ def image_classifier(
     Its weights are fp32, and parameters that its logits do not depend on are frozen (see `hf_sage.models.unused`).
 
     Args:
-        name: A vision checkpoint by Hub name or path (CLIP, SigLIP, ViT, DINOv2, ...), or ``"tiny-clip"``.
+        name: A vision checkpoint by Hub name or path (CLIP, SigLIP, ViT, DINOv2, ...), or a tiny one without download,
+            ``"tiny-clip"`` or ``"tiny-convnext"``.
         labels: The class names, in the order of the label integers.
         head: ``"linear"``: the checkpoint's own classifier where it has one for as many classes, else a new one with
             random weights. ``"zero_shot"``: the text features of the class names, for CLIP and SigLIP.
@@ -46,10 +47,10 @@ def image_classifier(
     """
     if head not in get_args(Head):
         raise ValueError(f"Unknown head {head!r}: use one of {', '.join(map(repr, get_args(Head)))}.")
-    if name == TINY_CLIP:
+    if name in TINY:
         if head == "zero_shot":
-            raise ValueError(f"{TINY_CLIP!r} has no text tower: use head='linear', or a checkpoint of CLIP or SigLIP.")
-        return tiny_clip(labels)
+            raise ValueError(f"{name!r} has no text tower: use head='linear', or a checkpoint of CLIP or SigLIP.")
+        return TINY[name](labels)
     try:
         model, fresh = (
             (zero_shot_classifier(name, labels, prompt), []) if head == "zero_shot" else _linear(name, labels)

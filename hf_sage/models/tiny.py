@@ -1,15 +1,24 @@
-"""A tiny CLIP classifier with random weights, for what needs no download."""
+"""Tiny classifiers with random weights, for what needs no download."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transformers import CLIPConfig, CLIPForImageClassification, CLIPImageProcessorPil
+from transformers import (
+    CLIPConfig,
+    CLIPForImageClassification,
+    CLIPImageProcessorPil,
+    ConvNextConfig,
+    ConvNextForImageClassification,
+)
 
 from hf_sage.models.labels import label_maps
 
 TINY_CLIP = "tiny-clip"
-"""The name of the model that needs no download: a CLIP vision tower of transformers with random weights."""
+"""A model that needs no download: a CLIP vision tower of transformers with random weights."""
+
+TINY_CONVNEXT = "tiny-convnext"
+"""Another: a ConvNeXt of transformers with random weights, which small images teach sooner than a transformer."""
 
 
 def tiny_clip(labels: Sequence[str], image_size: int = 16) -> tuple[CLIPForImageClassification, CLIPImageProcessorPil]:
@@ -38,8 +47,37 @@ def tiny_clip(labels: Sequence[str], image_size: int = 16) -> tuple[CLIPForImage
         "pad_token_id": 2,
     }
     config = CLIPConfig(vision_config=vision, text_config=text, num_labels=len(labels), **label_maps(labels))
-    size = {"height": image_size, "width": image_size}
-    processor = CLIPImageProcessorPil(size=size, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.25] * 3)
     model = CLIPForImageClassification(config)
     model.vision_model.post_layernorm.requires_grad_(False)  # the head does not use it: see hf_sage.models.unused
-    return model, processor
+    return model, _processor(image_size)
+
+
+def tiny_convnext(
+    labels: Sequence[str], image_size: int = 16
+) -> tuple[ConvNextForImageClassification, CLIPImageProcessorPil]:
+    """A ConvNeXt of 3 stages, one block each, widths 16, 32 and 64, on 2 × 2 patches.
+
+    It has neither layer scale nor dropped paths, and its weights are drawn wider than transformers' 0.02: those are for
+    deep networks, and this one would hardly learn. The weights are random: seed torch before for the same model. Its
+    processor is `tiny_clip`'s.
+    """
+    config = ConvNextConfig(
+        patch_size=2,
+        num_stages=3,
+        hidden_sizes=[16, 32, 64],
+        depths=[1, 1, 1],
+        layer_scale_init_value=0.0,  # none
+        initializer_range=0.1,
+        num_labels=len(labels),
+        **label_maps(labels),
+    )
+    return ConvNextForImageClassification(config), _processor(image_size)
+
+
+def _processor(image_size: int) -> CLIPImageProcessorPil:
+    size = {"height": image_size, "width": image_size}
+    return CLIPImageProcessorPil(size=size, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.25] * 3)
+
+
+TINY = {TINY_CLIP: tiny_clip, TINY_CONVNEXT: tiny_convnext}
+"""The models that need no download, by name."""

@@ -30,13 +30,14 @@ class DANN(FeatureObjective):
             counts the same: CDANN (Li et al. 2018, "Deep Domain Generalization via Conditional Invariant Adversarial
             Networks").
         width: Units of a hidden layer, default 256 (DomainBed's ``mlp_width``).
-        learning_rate: Of the discriminator's Adam, default 5e-5, β₁ = 0.5 (DomainBed's ``lr_d`` and ``beta1``).
+        discriminator_learning_rate: Of the discriminator's Adam, default 5e-5, β₁ = 0.5 (DomainBed's ``lr_d`` and
+            ``beta1``).
     """
 
     penalty: float = 1.0
     conditional: bool = False
     width: int = 256
-    learning_rate: float = 5e-5
+    discriminator_learning_rate: float = 5e-5
 
     needs = FeatureObjective.needs | frozenset[Need]({"memory"})
 
@@ -49,7 +50,7 @@ class DANN(FeatureObjective):
         with torch.random.fork_rng(devices=[]):  # its layers draw weights that `_recall` replaces
             player = _Discriminator(features.shape[1], len(groups), classes if self.conditional else 0, self.width)
         player.to(features)
-        optimizer = torch.optim.Adam(player.parameters(), lr=self.learning_rate, betas=(0.5, 0.9))
+        optimizer = torch.optim.Adam(player.parameters(), lr=self.discriminator_learning_rate, betas=(0.5, 0.9))
         _recall(player, optimizer, step)
 
         weights = (
