@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 from transformers import Trainer, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from hf_sage.engine.features import HEADS
 from hf_sage.trainer.config import SAGEArguments
@@ -54,8 +55,9 @@ class MuonFactory:
         kind, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
         if kind is not AdamW:
             raise ValueError(
-                f"Muon leaves what is no hidden matrix to AdamW, and optim={str(args.optim)!r} is another optimizer: "
-                "set optim='adamw_torch_fused' or 'adamw_torch', or leave optimizer_cls_and_kwargs out."
+                f"Muon leaves what is no hidden matrix to AdamW, and optim={OptimizerNames(args.optim).value!r} is "
+                "another optimizer: set optim='adamw_torch_fused' or 'adamw_torch', or leave optimizer_cls_and_kwargs "
+                "out."
             )
         # Trainer's own rule of what decays; nothing of the trainer is looked at.
         decaying = set(Trainer.get_decay_parameter_names(None, model))
@@ -95,7 +97,7 @@ class MuonAndAdamW(Optimizer):
         super().__init__([*muon.param_groups, *adamw.param_groups], {})
         self.defaults = adamw.defaults  # only now: a group that is added later is AdamW's, Muon's own is not
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]  # torch has overloads
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of each.
 
         Args:
@@ -111,7 +113,7 @@ class MuonAndAdamW(Optimizer):
         # Groups and state are other objects after `load_state_dict`.
         self._muon.param_groups, self._adamw.param_groups = self.param_groups[:1], self.param_groups[1:]
         self._muon.state = self._adamw.state = self.state
-        self._muon.step()
+        self._muon.step()  # type: ignore[no-untyped-call]  # so it is in torch
         self._adamw.step()
         return loss
 
@@ -125,12 +127,12 @@ def _not_hidden(model: nn.Module, args: TrainingArguments) -> list[nn.Module]:
             f"The model has no module {given!r}, which classifier=... names; its modules are: "
             f"{', '.join(name for name, _ in model.named_children())}."
         )
-    head = next((name for name in ((given,) if given is not None else OUTPUTS) if name in modules), None)
-    if head is None:
+    embeddings = [module for module in modules.values() if isinstance(module, nn.Embedding | nn.EmbeddingBag)]
+    heads = [modules[name] for name in ((given,) if given is not None else OUTPUTS) if name in modules]
+    if not heads:
         logger.warning(
             "The model has no module %s, so Muon takes every matrix for a hidden one. If one turns features into "
             "logits, name its module by SAGEConfig(classifier=...), so that AdamW trains it.",
             " or ".join(map(repr, OUTPUTS)),
         )
-    embeddings = [module for module in modules.values() if isinstance(module, nn.Embedding | nn.EmbeddingBag)]
-    return embeddings if head is None else [*embeddings, modules[head]]
+    return [*embeddings, *heads[:1]]
