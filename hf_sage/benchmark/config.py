@@ -206,8 +206,8 @@ def _methods(value: Any) -> dict[str, MethodSettings]:
     for name, entries in given.items():
         if not is_entrant(name):
             raise ValueError(
-                f"Unknown method {name!r}{_near(name, ENTRANTS)}: use some of {_quoted(ENTRANTS)}, any of them with "
-                "'+swad' behind its name, or 'all'."
+                f"Unknown method {name!r}{_near(name, ENTRANTS)}: use some of {_quoted(ENTRANTS)}, or 'all'. A "
+                "method may have '+muon', '+swad' or '+muon+swad' behind its name."
             )
         values = dict(entries or {})
         seeds = _seeds(values.pop("seeds")) if "seeds" in values else None
