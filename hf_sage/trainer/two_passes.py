@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy, deepcopy
 from dataclasses import replace
@@ -200,7 +200,9 @@ class TwoPasses(Settings):
         return auxiliary_parts(pieces, loss, divisor, self.args.world_size)
 
     def _cut(self, inputs: Inputs, method: Method) -> list[Rows]:
-        groups = inputs.pop(self._column, None) if self._column is not None and isinstance(inputs, dict) else None
+        # A tokenizer pads into a BatchEncoding, which is no dict.
+        holds_columns = self._column is not None and isinstance(inputs, MutableMapping)
+        groups = inputs.pop(self._column, None) if holds_columns else None
         if not method.needs_groups:
             return cut(inputs, None, self._count_items)
         if groups is None and self._column is not None:
