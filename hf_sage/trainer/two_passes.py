@@ -200,9 +200,9 @@ class TwoPasses(Settings):
         return auxiliary_parts(pieces, loss, divisor, self.args.world_size)
 
     def _cut(self, inputs: Inputs, method: Method) -> list[Rows]:
-        # A tokenizer pads into a BatchEncoding, which is no dict.
-        holds_columns = self._column is not None and isinstance(inputs, MutableMapping)
-        groups = inputs.pop(self._column, None) if holds_columns else None
+        groups = None
+        if self._column is not None and isinstance(inputs, MutableMapping):  # a tokenizer's BatchEncoding is no dict
+            groups = inputs.pop(self._column, None)
         if not method.needs_groups:
             return cut(inputs, None, self._count_items)
         if groups is None and self._column is not None:
