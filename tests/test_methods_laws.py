@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from assertions import assert_same_bits
-from methods_by_name import options
+from methods_by_name import OPTIONS, options
 from torch import Tensor, nn
 from training import (
     CLASSES,
@@ -240,3 +241,42 @@ def test_looking_for_labels_takes_no_random_numbers():
         train(vit(), Augmented(image_rows()), trainer=t, **options("irm")) for t in (SAGETrainer, NotLookedAt)
     )
     assert_same_bits(weights(found.model), weights(other.model))
+
+
+# ---- Rules that set in late ----
+
+
+def warned(caplog: pytest.LogCaptureFixture, name: str, **more: Any) -> list[str]:
+    with caplog.at_level(logging.WARNING, logger="hf_sage"):
+        train(vit(), image_rows(), method=name, **more)
+    return [record.getMessage() for record in caplog.records if "never sets in" in record.getMessage()]
+
+
+@pytest.mark.parametrize(
+    ("name", "delay"), [("irm", "warmup"), ("vrex", "warmup"), ("fishr", "warmup"), ("gga", "begin")]
+)
+@pytest.mark.parametrize("updates", [3, 2])
+def test_a_rule_that_would_set_in_after_the_training_is_warned_of_once(name, delay, updates, caplog):
+    """It sets in with the third update, which is the last or one too many."""
+    set_late = OPTIONS[name] | {delay: 2}
+    found = warned(caplog, name, method_options=set_late, max_steps=updates)
+    assert len(found) == (updates == 2)
+    for message in found:
+        assert f"method {name!r}" in message
+        assert f"{delay}=2 updates come before, and this training has 2. Set {delay} to less than 2" in message
+
+
+def test_defaults_that_are_meant_for_longer_trainings_are_warned_of(caplog):
+    (message,) = warned(caplog, "fishr")
+    assert "warmup=1500" in message
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_only_those_rules_set_in_late(name):
+    late = {rule.delayed_by: rule.sets_in for rule in METHODS[name]().rules.values() if rule.sets_in}
+    assert late == {
+        "irm": {"warmup": 500},
+        "vrex": {"warmup": 500},
+        "fishr": {"warmup": 1500},
+        "gga": {"begin": 100},
+    }.get(name, {})

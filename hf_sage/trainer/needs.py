@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from torch import Tensor, nn
 
 from hf_sage.methods import Method
 from hf_sage.trainer.window import Inputs, class_indices
+
+logger = logging.getLogger(__name__)
 
 TWICE_DIFFERENTIABLE = ("eager", "sdpa", None)
 """Implementations of attention that have a second derivative; scaled_dot_product_attention by its plain kernel."""
@@ -72,3 +75,19 @@ def check_labels(method: Method, batch: Inputs) -> None:
         f"of this training set have {found}. Name the column of the class indices 'labels' (or 'label'), or have the "
         "data_collator put them there; the methods 'vrex' and 'group_dro' do without."
     )
+
+
+def warn_of_delays(method: Method, updates: int) -> None:
+    """Warns of every rule that would set in only after the last update.
+
+    Args:
+        method: The method.
+        updates: Updates of the training.
+    """
+    for rule in method.rules.values():
+        if rule.sets_in >= updates:
+            logger.warning(
+                f"{type(rule).__name__} of the method {method.name!r} never sets in: {rule.delayed_by}={rule.sets_in} "
+                f"updates come before, and this training has {updates}. Set {rule.delayed_by} to less than {updates}, "
+                "or train longer."
+            )

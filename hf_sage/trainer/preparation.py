@@ -12,7 +12,7 @@ from hf_sage.engine import FeatureTap, RandomState
 from hf_sage.trainer.auxiliary import SHARE, AuxiliaryBatches
 from hf_sage.trainer.batches import has_rows
 from hf_sage.trainer.groups import domains_of
-from hf_sage.trainer.needs import check_labels, check_needs
+from hf_sage.trainer.needs import check_labels, check_needs, warn_of_delays
 from hf_sage.trainer.two_passes import TwoPasses
 from hf_sage.trainer.window import Inputs
 
@@ -30,6 +30,8 @@ class Preparation(TwoPasses):
         check_needs(method, self.model, args.domain_column, args.perturbation_scope, self.accelerator.scaler)
         if "features" in method.needs and (batch := self._first_row()) is not None:
             check_labels(method, batch)
+        if self.args.process_index == 0:
+            warn_of_delays(method, self.state.max_steps)
         self._tap = FeatureTap(self.model, args.classifier) if "features" in method.needs else None
         self._auxiliary = self._auxiliary_batches() if "auxiliary" in method.needs else None
 
@@ -61,7 +63,7 @@ class Preparation(TwoPasses):
             return None
         finally:
             state.restore()
-        return self._without_domain(batch) if isinstance(batch, Mapping) else None
+        return self._without_domain(dict(batch)) if isinstance(batch, Mapping) else None
 
     def _dataset_and_collator(self, description: str) -> tuple[Any, Any]:
         """The training set and the collator without the columns that the model does not take, as Trainer has them."""
