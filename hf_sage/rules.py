@@ -88,6 +88,7 @@ class Rule:
 
     Attributes:
         needs: What the rule cannot do without.
+        delayed_by: The hyperparameter that counts the updates before the rule sets in; ``None``: there are none.
         passes: Forward and backward passes over the batch that it adds to those of the step, on average over the steps
             in which it is called.
         auxiliary_passes: The same over the auxiliary batch.
@@ -95,6 +96,12 @@ class Rule:
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset()
+    delayed_by: ClassVar[str | None] = None
+
+    @property
+    def sets_in(self) -> int:
+        """The number of the first update, counted from 0, in which the rule does all that it is there for."""
+        return 0 if self.delayed_by is None else int(getattr(self, self.delayed_by))
 
     @property
     def passes(self) -> float:

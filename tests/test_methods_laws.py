@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from assertions import assert_same_bits
-from methods_by_name import options
-from training import build, entries, image_rows, max_difference, relative_differences, train, vit, weights
+from methods_by_name import OPTIONS, options
+from torch import Tensor, nn
+from training import (
+    CLASSES,
+    Rows,
+    build,
+    entries,
+    hub_dataset,
+    image_rows,
+    language_model,
+    max_difference,
+    relative_differences,
+    text_rows,
+    train,
+    vit,
+    weights,
+    without,
+)
 
+from hf_sage import SAGETrainer
 from hf_sage.ascents import L2Ascent
 from hf_sage.hooks import Fish
 from hf_sage.methods import METHODS, Method
@@ -21,6 +40,7 @@ ROUND_OFF = 1e-4
 enlarge it."""
 
 REMEMBERING = [name for name in METHODS if "memory" in METHODS[name]().needs]
+OF_FEATURES = [name for name in METHODS if "features" in METHODS[name]().needs]
 WITH_RADIUS = [name for name in METHODS if METHODS[name]().ascent is not None]
 
 
@@ -136,3 +156,127 @@ def test_rules_beside_a_hook_that_is_the_whole_update_are_refused():
 def test_disam_without_domains_is_refused_before_training():
     with pytest.raises(ValueError, match="domain_column"):
         build(vit(), image_rows(), method="disam", domain_column=None).train()
+
+
+# ---- Labels, before training ----
+
+
+def silent(model: nn.Module) -> nn.Module:
+    """A network that must not be run."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("training has started")
+
+    model.register_forward_pre_hook(refuse)
+    return model
+
+
+@pytest.mark.parametrize("name", OF_FEATURES)
+def test_data_without_labels_is_refused_before_training(name):
+    data = without("labels", image_rows())
+    with pytest.raises(ValueError, match=r"no 'labels', only 'pixel_values'.*column .* 'labels'.*data_collator"):
+        build(silent(vit()), Rows(data), **options(name)).train()
+
+
+def test_labels_that_are_no_classes_are_refused_before_training():
+    with pytest.raises(ValueError, match=r"'labels' of shape \(1, 10\) and type int64"):
+        build(silent(language_model()), Rows(text_rows()), **options("irm")).train()
+    values = [row | {"labels": float(row["labels"])} for row in image_rows()]
+    with pytest.raises(ValueError, match=r"'labels' of shape \(1,\) and type float32"):
+        build(silent(vit()), hub_dataset(values), **options("irm")).train()
+
+
+class Labels(SAGETrainer):
+    """Gives the rows labels on their way to the step."""
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        rows = torch.arange(len(inputs["pixel_values"]))
+        return super().training_step(model, inputs | {"labels": rows % CLASSES}, *args, **kwargs)
+
+
+def in_pairs(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Makes one example of two rows, and nothing of one."""
+    first, second = rows[::2], rows[1::2]
+    images = [(a["pixel_values"] + b["pixel_values"]) / 2 for a, b in zip(first, second, strict=True)]
+    images = [image for image in images for _ in range(2)]  # the domains are counted by rows
+    return {"pixel_values": torch.stack(images), "labels": torch.tensor([row["labels"] for row in rows])}
+
+
+@pytest.mark.parametrize(
+    ("data", "more"),
+    [
+        (Rows(without("labels", image_rows())), {"trainer": Labels}),
+        (Rows(image_rows()), {"data_collator": in_pairs, "remove_unused_columns": False}),
+        (hub_dataset(image_rows()).to_iterable_dataset(), {}),
+    ],
+    ids=["own step", "own batches", "stream"],
+)
+def test_labels_that_only_training_can_tell_are_waited_for(data, more):
+    assert train(vit(), data, **more, **options("coral")).state.global_step == 3
+
+
+def test_a_stream_without_labels_is_an_error_in_the_first_step():
+    stream = hub_dataset(without("labels", image_rows())).to_iterable_dataset()
+    with pytest.raises(ValueError, match=r"loss|labels"):
+        train(vit(), stream, **options("coral"))
+
+
+class Augmented(Rows):
+    """Every row draws a random number whenever it is read."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = super().__getitem__(index)
+        return row | {"pixel_values": row["pixel_values"] * torch.rand(())}
+
+
+class NotLookedAt(SAGETrainer):
+    """Makes batches of its own, as far as can be known beforehand."""
+
+    def get_train_dataloader(self) -> Any:
+        return super().get_train_dataloader()
+
+
+def test_looking_for_labels_takes_no_random_numbers():
+    found, other = (
+        train(vit(), Augmented(image_rows()), trainer=t, **options("irm")) for t in (SAGETrainer, NotLookedAt)
+    )
+    assert_same_bits(weights(found.model), weights(other.model))
+
+
+# ---- Rules that set in late ----
+
+
+def warned(caplog: pytest.LogCaptureFixture, name: str, **more: Any) -> list[str]:
+    with caplog.at_level(logging.WARNING, logger="hf_sage"):
+        train(vit(), image_rows(), method=name, **more)
+    return [record.getMessage() for record in caplog.records if "never sets in" in record.getMessage()]
+
+
+@pytest.mark.parametrize(
+    ("name", "delay"), [("irm", "warmup"), ("vrex", "warmup"), ("fishr", "warmup"), ("gga", "begin")]
+)
+@pytest.mark.parametrize("updates", [3, 2])
+def test_a_rule_that_would_set_in_after_the_training_is_warned_of_once(name, delay, updates, caplog):
+    """It sets in with the third update, which is the last or one too many."""
+    set_late = OPTIONS[name] | {delay: 2}
+    found = warned(caplog, name, method_options=set_late, max_steps=updates)
+    assert len(found) == (updates == 2)
+    for message in found:
+        assert f"method {name!r}" in message
+        assert f"{delay}=2 updates come before, and this training has 2. Set {delay} to less than 2" in message
+
+
+def test_defaults_that_are_meant_for_longer_trainings_are_warned_of(caplog):
+    (message,) = warned(caplog, "fishr")
+    assert "warmup=1500" in message
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_only_those_rules_set_in_late(name):
+    late = {rule.delayed_by: rule.sets_in for rule in METHODS[name]().rules.values() if rule.sets_in}
+    assert late == {
+        "irm": {"warmup": 500},
+        "vrex": {"warmup": 500},
+        "fishr": {"warmup": 1500},
+        "gga": {"begin": 100},
+    }.get(name, {})

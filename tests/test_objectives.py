@@ -226,10 +226,22 @@ def test_a_penalty_sets_in_after_its_warmup(objective, early):
         two_pass_step(model, parts(model, data), Method("own", objective=objective), step=Step(number=number))
         return gradients(model)
 
+    assert objective.sets_in == 500
     for a, b in zip(found(objective, 499), found(type(objective)(early, 0), 0), strict=True):
         torch.testing.assert_close(a, b, **TOLERANCE)
     for a, b in zip(found(objective, 500), found(type(objective)(7.0, 0), 0), strict=True):
         torch.testing.assert_close(a, b, **TOLERANCE)
+
+
+def test_rsc_mutes_no_row_where_all_tie():
+    """Under a classifier of zeros all features and all rows do; muted, they would leave it at zero for ever."""
+    model, data = network(), batch(sizes=SIZES)
+    nn.init.zeros_(model.classifier.weight)
+    nn.init.zeros_(model.classifier.bias)
+    two_pass_step(model, parts(model, data), Method("rsc", objective=RSC()), step=LATE)
+    for found, expected in zip(gradients(model), gradient_of(model, mean_loss, data), strict=True):
+        torch.testing.assert_close(found, expected, **TOLERANCE)
+    assert model.classifier.weight.grad.norm() > 0.01
 
 
 # ---- What is remembered ----
@@ -367,6 +379,7 @@ def test_gga_accepts_what_makes_the_groups_agree():
     model = network()
     start, before = values(model), smallest(model)
     hook = GGA(noise=0.05, proposals=30, begin=2, end=3)
+    assert hook.sets_in == 2
     for number in (1, 3):
         assert apply_hook(model, parts(model, data), hook, Step(number, seed=1), lambda: None) is None
     for found, expected in zip(values(model), start, strict=True):

@@ -26,6 +26,11 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def own_rank() -> int:
+    """The place of this rank among all."""
+    return dist.get_rank() if is_distributed() else 0
+
+
 class Reduction:
     """What is made of the ranks' gradients: this one leaves each rank its own.
 
@@ -53,6 +58,10 @@ class Reduction:
     def total(self, x: Tensor) -> Tensor:
         """The sum of a small tensor over the ranks that share a gradient."""
         return x
+
+    def everyones(self, own: T) -> tuple[list[T], int]:
+        """What each of the ranks that share a gradient has, in their order, and which of these is this rank's."""
+        return [own], 0
 
 
 class MeanOverRanks(Reduction):
@@ -113,6 +122,10 @@ class MeanOverRanks(Reduction):
     def total(self, x: Tensor) -> Tensor:
         """The sum over ranks."""
         return sum_over_ranks(x)
+
+    def everyones(self, own: T) -> tuple[list[T], int]:
+        """What each rank has."""
+        return gathered(own), own_rank()
 
 
 mean_over_ranks = MeanOverRanks()

@@ -1,10 +1,10 @@
 """The gradient of an objective of the features before the classifier, exact however the batch is cut.
 
-The features of all rows, of every micro-batch and rank, are gathered first; the objective is taken of them as a whole;
-and its derivative by each row's features is carried back through the network with that row's part of the batch. Where
-a rank has one part of each group, one micro-batch, the graphs of the first pass serve; elsewhere they would need the
-memory of all micro-batches at once, so each part is passed through the network again, with the same random numbers,
-which costs one forward pass more.
+The features of all rows, of every micro-batch and of every rank that shares the gradient, are gathered first; the
+objective is taken of them as a whole; and its derivative by each row's features is carried back through the network
+with that row's part of the batch. Where a rank has one part of each group, one micro-batch, the graphs of the first
+pass serve; elsewhere they would need the memory of all micro-batches at once, so each part is passed through the
+network again, with the same random numbers, which costs one forward pass more.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_sage.engine.batchnorm import frozen_running_statistics
-from hf_sage.engine.distributed import Gradients, Reduction, gathered, is_distributed
+from hf_sage.engine.distributed import Gradients, Reduction
 from hf_sage.engine.gradients import Backward, CleanPass, Part, gradient_of
 from hf_sage.engine.randomness import RandomState
 from hf_sage.objectives import FeatureObjective, Rows
@@ -99,7 +99,8 @@ def feature_pass(
         objective: The objective.
         tap: Where the features are heard.
         step: The step, with the objective's memory.
-        reduce: Averages the gradient over ranks.
+        reduce: Averages the gradient over ranks, and gathers the features of those that it averages over: a rank whose
+            gradient is its own takes the objective of its own rows.
         record_randomness: See `clean_pass`.
         replay: See `gradient_of`.
 
@@ -135,7 +136,7 @@ def feature_pass(
             if at_once:
                 live.append((loss, z))
 
-    groups, leaves, ranks = _everyones(parts, features)
+    groups, leaves, ranks = _everyones(parts, features, reduce)
     with torch.enable_grad():
         value = objective(groups, tap.head, step)
         own_leaves = [leaves[i] for i in range(len(parts))]
@@ -180,19 +181,20 @@ def _rows(part: Part) -> int:
     return len(part.labels)
 
 
-def _everyones(parts: Sequence[Part], features: Sequence[Tensor]) -> tuple[dict[str, Rows], list[Tensor], int]:
-    """The rows of each group over all ranks, the leaves of this rank's parts, and the number of ranks.
+def _everyones(
+    parts: Sequence[Part], features: Sequence[Tensor], reduce: Reduction
+) -> tuple[dict[str, Rows], list[Tensor], int]:
+    """The rows of each group over the ranks that share a gradient, this rank's own leaves, and the number of ranks.
 
     The groups are in the order of their names, and their rows in that of the micro-batches, as one process has them.
     """
     leaves = [z.requires_grad_() for z in features]
-    rank = torch.distributed.get_rank() if is_distributed() else 0
     sent = [
         (str(p.group), z.detach().cpu(), p.labels.cpu())
         for p, z in zip(parts, leaves, strict=True)
         if p.labels is not None
     ]
-    everyones = gathered(sent)
+    everyones, rank = reduce.everyones(sent)
     device = leaves[0].device if leaves else torch.device("cpu")
     names = sorted({name for own in everyones for name, _, _ in own})
     groups = {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from hf_sage.agreement import gram_matrix
-from hf_sage.engine.distributed import Reduction, gathered, sum_over_ranks
+from hf_sage.engine.distributed import Reduction, gathered, own_rank, sum_over_ranks
+
+T = TypeVar("T")
 
 
 class MeanByFSDP(Reduction):
@@ -42,6 +45,10 @@ class MeanByFSDP(Reduction):
     def total(self, x: Tensor) -> Tensor:
         """The sum over ranks."""
         return sum_over_ranks(x)
+
+    def everyones(self, own: T) -> tuple[list[T], int]:
+        """What each rank has."""
+        return gathered(own), own_rank()
 
 
 def is_sharded(parameters: Sequence[Tensor]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +36,8 @@ class GGA(WeightHook):
     begin: int = 100
     end: int = 200
     tolerance: float = 0.1
+
+    delayed_by: ClassVar[str | None] = "begin"
 
     @property
     def passes(self) -> float:

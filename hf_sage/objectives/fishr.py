@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ class Fishr(FeatureObjective):
     warmup: int = 1500
     ema: float = 0.95
 
+    delayed_by: ClassVar[str | None] = "warmup"
     needs = FeatureObjective.needs | frozenset[Need]({"memory"})
 
     def __call__(self, groups: Mapping[str, Rows], head: Callable[[Tensor], Tensor], step: Step) -> Tensor:

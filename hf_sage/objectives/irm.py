@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ class IRM(FeatureObjective):
 
     penalty: float = 100.0
     warmup: int = 500
+
+    delayed_by: ClassVar[str | None] = "warmup"
 
     def __call__(self, groups: Mapping[str, Rows], head: Callable[[Tensor], Tensor], step: Step) -> Tensor:
         """See `FeatureObjective`. A group of one row has no second half, and no penalty."""

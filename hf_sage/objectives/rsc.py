@@ -21,6 +21,11 @@ class RSC(FeatureObjective):
     For each row the features whose derivative of the true logit is in the top ``drop_features`` are set to zero; the
     mask stays for the share ``drop_rows`` of the batch whose confidence it lowers most, and is lifted for the others.
 
+    Features at the quantile are muted, as in DomainBed. Rows at the quantile are not, as in the authors' code, so that
+    no more than the share is muted however many rows tie. DomainBed mutes those too: one row more where the quantile is
+    a row's own value (batches of 3n + 1 rows at the default), and all rows where all tie. They do so, features and
+    rows, under a classifier of zeros, whose weights would then have no gradient and stay zero.
+
     Attributes:
         drop_features: Share of the features to mute, default 1/3 (DomainBed's ``rsc_f_drop_factor``).
         drop_rows: Share of the rows to mute them in, default 1/3 (``rsc_b_drop_factor``).

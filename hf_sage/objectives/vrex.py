@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -24,6 +25,8 @@ class VREx(GroupWeights):
 
     penalty: float = 10.0
     warmup: int = 500
+
+    delayed_by: ClassVar[str | None] = "warmup"
 
     def __call__(self, losses: Tensor, weights: Tensor, step: Step) -> Tensor:
         """See `GroupWeights`."""

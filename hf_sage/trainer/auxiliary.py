@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from torch import Tensor
+
+from hf_sage.engine import Part
 from hf_sage.trainer.sampler import DomainBalancedSampler
+from hf_sage.trainer.window import Inputs, Rows, as_parts, items_by_group
 
 SHARE = 4
 """A training batch is so many times an auxiliary one (Section 5 of the Align-SAM paper)."""
@@ -50,3 +54,23 @@ class AuxiliaryBatches:
         """This rank's rows of the auxiliary batch of an update, or ``None`` if it has none."""
         rows = list(self._sampler.rows(update * self._size, self._size))[rank::world_size]
         return self._collator([self._dataset[i] for i in rows]) if rows else None
+
+
+def auxiliary_parts(
+    pieces: list[Rows], loss: Callable[[Inputs], Tensor], divisor: float | None, world_size: int
+) -> list[Part]:
+    """A rank's rows of an auxiliary batch as parts whose losses, averaged over ranks, are the batch's mean loss.
+
+    Every rank must call it.
+
+    Args:
+        pieces: The rows, if this rank has any.
+        loss: The loss of some inputs, as the training batch has it.
+        divisor: What that loss is divided by: the items of the training batch. ``None``: it is a mean.
+        world_size: The number of ranks.
+    """
+    items = sum(items_by_group(pieces).values()) or 1
+    if divisor is None:
+        return as_parts(pieces, loss, world_size / items, scale_loss=True)
+    factor = divisor / items  # multiplied back, and divided by the items of this batch
+    return as_parts(pieces, lambda own: loss(own) * factor, factor, scale_loss=False)

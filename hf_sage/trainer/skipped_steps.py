@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 
-import torch.distributed as dist
-
 from hf_sage.engine import StepReport
-from hf_sage.engine.distributed import gathered, is_distributed
+from hf_sage.engine.distributed import gathered, own_rank
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +38,7 @@ class SkippedSteps:
             return
         self.wants_groups = False
         groups = sorted({name for own in gathered(self.groups) for name in own})
-        if is_distributed() and dist.get_rank():
+        if own_rank():
             return
         if report.is_finite and not groups:
             cause, cure = "the gradient at the perturbed weights is not finite, that at the weights is", "lower rho"

@@ -12,12 +12,12 @@ from hf_sage.trainer.checkpoints import Checkpoints
 from hf_sage.trainer.evaluation import DomainEvaluation
 from hf_sage.trainer.groups import class_names
 from hf_sage.trainer.logs import StepLog
+from hf_sage.trainer.preparation import Preparation
 from hf_sage.trainer.publish import Publishing
 from hf_sage.trainer.refusals import refuse_what_cannot_be_exact
-from hf_sage.trainer.two_passes import TwoPasses
 
 
-class SAGEMixin(TwoPasses, DomainBatches, DomainEvaluation, Checkpoints, Publishing):
+class SAGEMixin(Preparation, DomainBatches, DomainEvaluation, Checkpoints, Publishing):
     """The two-pass, group-aware step on top of `transformers.Trainer` or any subclass of it.
 
     Put it first among the bases: ``class SAGESFTTrainer(SAGEMixin, SFTTrainer): ...``. The arguments may be a

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy, deepcopy
 from dataclasses import replace
 from typing import Any
 
-import datasets
 import torch
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
@@ -31,12 +30,10 @@ from hf_sage.engine.step import all_finite, trainable
 from hf_sage.hooks import WeightHook
 from hf_sage.methods import Method
 from hf_sage.rules import Memory, Step
-from hf_sage.trainer.auxiliary import SHARE, AuxiliaryBatches
-from hf_sage.trainer.batches import has_rows
-from hf_sage.trainer.groups import decode_groups, domains_of
+from hf_sage.trainer.auxiliary import AuxiliaryBatches, auxiliary_parts
+from hf_sage.trainer.groups import decode_groups
 from hf_sage.trainer.logs import StepLog
 from hf_sage.trainer.loss import count_items, divides_by_items
-from hf_sage.trainer.needs import check_needs
 from hf_sage.trainer.settings import Settings
 from hf_sage.trainer.window import Inputs, Rows, as_joint, as_parts, cut, items_by_group
 
@@ -57,7 +54,7 @@ class TwoPasses(Settings):
         self._loss_divides_by_items: bool | None = None
         self._step = Step()
         self._memories: dict[str, Memory] = {}  # what the method's rules remember
-        self._tap: FeatureTap | None = None
+        self._tap: FeatureTap | None = None  # this and the next are there where the method needs them
         self._auxiliary: AuxiliaryBatches | None = None
         self._verdict = Verdict()
 
@@ -103,10 +100,11 @@ class TwoPasses(Settings):
         if not items:
             return None
         same_running_statistics(model)
-        if divides:
+        divisor = float(num_items) if divides and num_items is not None else None
+        if divisor is not None:
             # The loss is already divided, by the items of all ranks or of this one: then Trainer scales it accordingly.
             over_ranks = self.args.world_size if self.args.average_tokens_across_devices else 1
-            weight = over_ranks / float(num_items)  # type: ignore[arg-type]
+            weight = over_ranks / divisor
         else:
             weight = self.args.world_size / sum(items.values())
 
@@ -123,7 +121,7 @@ class TwoPasses(Settings):
             done = self._apply_hook(model, method.hook, parts, list(items))
             if done is not None:
                 return done
-        auxiliary = self._auxiliary_parts(method, loss, divides, num_items)  # once: it takes all ranks
+        auxiliary = self._auxiliary_parts(method, loss, divisor)  # once: it takes all ranks
         one_by_one = local or len(window) == 1  # the gradients of several micro-batches are compared by their sums
         reports = [
             two_pass_step(
@@ -161,33 +159,6 @@ class TwoPasses(Settings):
             self._step_log.skipped.groups = [self._class_names.get(str(group), str(group)) for group in found]
         return report
 
-    def _prepare_method(self) -> None:
-        """Sees to what the method needs; called when a training begins.
-
-        Raises:
-            ValueError: If something is not to be had.
-        """
-        method, args = self.sage_method, self.sage_args
-        check_needs(method, self.model, args.domain_column, args.perturbation_scope, self.accelerator.scaler)
-        self._tap = FeatureTap(self.model, args.classifier) if "features" in method.needs else None
-        self._auxiliary = self._auxiliary_batches() if "auxiliary" in method.needs else None
-
-    def _auxiliary_batches(self) -> AuxiliaryBatches:
-        dataset = self.train_dataset
-        if not has_rows(dataset):
-            raise ValueError(
-                f"Method {self.sage_method.name!r} draws auxiliary batches from the training set, which is a stream. "
-                "Use a dataset whose rows can be taken by number."
-            )
-        balanced = self._column is not None and self.sage_args.domain_sampling == "balanced"
-        domains = domains_of(dataset, str(self._column)) if balanced else [""] * len(dataset)
-        collator = self.data_collator
-        if isinstance(dataset, datasets.Dataset):
-            dataset = self._remove_unused_columns(dataset, description="auxiliary")
-        else:
-            collator = self._get_collator_with_removed_columns(collator, description="auxiliary")
-        return AuxiliaryBatches(dataset, collator, domains, -(-self._rows_per_update // SHARE), self._data_seed)
-
     def _step_now(self) -> Step:
         groups = self.optimizer.param_groups if self.optimizer is not None else []
         scaler = self.accelerator.scaler
@@ -219,20 +190,19 @@ class TwoPasses(Settings):
         return done
 
     def _auxiliary_parts(
-        self, method: Method, loss: Callable[[Inputs], Tensor], divides: bool, num_items: Tensor | int | None
+        self, method: Method, loss: Callable[[Inputs], Tensor], divisor: float | None
     ) -> list[Part] | None:
-        """This rank's rows of the auxiliary batch of this update, as one part; ``None`` where nothing is perturbed."""
+        """This rank's rows of the auxiliary batch of this update; ``None`` where nothing is perturbed."""
         if self._auxiliary is None or not method.perturbs_in(self._step.number):
             return None
         inputs = self._auxiliary.inputs(self._step.number, self.args.process_index, self.args.world_size)
         pieces = [] if inputs is None else cut(self._without_domain(inputs), None, self._count_items)
-        total = sum(items_by_group(pieces).values()) or 1
-        # A loss that is divided by the items of the training batch is multiplied back; one that is a mean is weighed.
-        factor = float(num_items) / total if divides and num_items is not None else self.args.world_size / total
-        return as_parts(pieces, lambda own: loss(own) * (factor if divides else 1.0), factor, scale_loss=not divides)
+        return auxiliary_parts(pieces, loss, divisor, self.args.world_size)
 
     def _cut(self, inputs: Inputs, method: Method) -> list[Rows]:
-        groups = inputs.pop(self._column, None) if self._column is not None and isinstance(inputs, dict) else None
+        groups = None
+        if self._column is not None and isinstance(inputs, MutableMapping):  # a tokenizer's BatchEncoding is no dict
+            groups = inputs.pop(self._column, None)
         if not method.needs_groups:
             return cut(inputs, None, self._count_items)
         if groups is None and self._column is not None:

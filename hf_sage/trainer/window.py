@@ -86,12 +86,12 @@ def as_parts(rows: list[Rows], loss: Callable[[Inputs], Tensor], weight: float, 
         return value
 
     return [
-        Part(piece.group, piece.items * weight, share(piece, piece.items * weight), _class_indices(piece.inputs))
+        Part(piece.group, piece.items * weight, share(piece, piece.items * weight), class_indices(piece.inputs))
         for piece in rows
     ]
 
 
-def _class_indices(inputs: Inputs) -> Tensor | None:
+def class_indices(inputs: Inputs) -> Tensor | None:
     """One integer label a row, if that is what the labels are."""
     labels = inputs.get("labels") if isinstance(inputs, Mapping) else None
     return labels if isinstance(labels, Tensor) and labels.dim() == 1 and not labels.is_floating_point() else None
