@@ -124,8 +124,8 @@ def _differences(
     rows = [(method.upper(), [_difference(own.get(method)) for own in found.values()]) for method in methods]
     note = (
         f"Accuracy minus {baseline.upper()}'s in percentage points, over n pairs of runs with the same held-out "
-        f"domain and seed; in brackets Student's t interval at {LEVEL:.0%}, mean ± t(n − 1) · s/√n with the sample "
-        "standard deviation s (ddof 1). It takes the pairs for independent, which those of one domain over seeds are "
+        "domain and seed: mean ± standard error s/√n with the sample standard deviation s (ddof 1), and in brackets "
+        f"Student's t interval at {LEVEL:.0%}, mean ± t(n − 1) · s/√n. It takes the pairs for independent, which those of one domain over seeds are "
         "only in part. Bold: the interval is above 0. Intervals are not corrected for the number of comparisons."
     )
     sentences = [f"{dataset}: {sentence}" for dataset in having for sentence in rules[dataset].sentences()]
@@ -138,8 +138,10 @@ def _difference(difference: Difference | None) -> Entry:
         return Entry("–")
     low, high = difference.interval(LEVEL)
     values = {"value": difference.mean, "stderr": difference.stderr, "n": difference.pairs, "low": low, "high": high}
-    interval = f"{_signed(low)}, {_signed(high)}" if difference.pairs > 1 else "undefined"
-    return Entry(f"{_signed(difference.mean)} [{interval}] (n={difference.pairs})", low > 0, values)
+    spread = "[undefined]"
+    if difference.pairs > 1:
+        spread = f"± {100 * difference.stderr:.1f} [{_signed(low)}, {_signed(high)}]"
+    return Entry(f"{_signed(difference.mean)} {spread} (n={difference.pairs})", low > 0, values)
 
 
 def _signed(share: float) -> str:
