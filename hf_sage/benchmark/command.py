@@ -26,7 +26,7 @@ from hf_sage.benchmark.store import JobFolder, Store
 from hf_sage.benchmark.summaries import by_dataset, dataset_grid
 from hf_sage.benchmark.tables import aggregate
 from hf_sage.data import EMBEDDED
-from hf_sage.models.tiny import TINY
+from hf_sage.models import TINY
 
 CONFIG = "config.yaml"
 CONFIGS = Path(__file__).parent / "configs"
@@ -97,7 +97,9 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--held-out-pairs", **flag, help="hold out pairs too, for leave-one-domain-out validation")
     parser.add_argument("--seeds", type=int, **one, help="number of trial seeds [3]")
     parser.add_argument("--trials", type=int, **one, help="number of hyperparameter trials a method [1]")
-    parser.add_argument("--tuning-seeds", type=int, **one, help="seeds that run every trial [all]; others repeat the best")
+    parser.add_argument(
+        "--tuning-seeds", type=int, **one, help="seeds that run every trial [all]; others repeat the best"
+    )
     parser.add_argument("--preset", **one, help="'paper' or 'domainbed'")
     parser.add_argument("--model", **one, help=f"checkpoint by Hub name or path, or {' or '.join(TINY)}")
     parser.add_argument("--head", **one, help="'linear' or 'zero_shot'")
