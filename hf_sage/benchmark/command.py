@@ -180,8 +180,8 @@ def _drive(store: Store, folders: list[JobFolder], config: Config | None, option
         status = max(status, drive_all(store.add(repeats.jobs, config.options)))
     if repeats.unchosen:
         sys.stdout.write(
-            f"{repeats.unchosen} choices of a trial wait for trials that are not done; "
-            f"`hf-sage benchmark resume {store.folder}` repeats them when these are.\n"
+            f"Trials to choose from are missing for {repeats.unchosen} pairing(s) of method and held-out domain; "
+            f"`hf-sage benchmark resume {store.folder}` goes on with them.\n"
         )
     return status
 
