@@ -86,10 +86,10 @@ def test_tiny_models_need_no_file(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_what_learns_in_a_tiny_model_is_what_its_logits_depend_on(name):
+def test_nothing_learns_in_a_tiny_model_that_its_logits_do_not_depend_on(name):
     model, processor = image_classifier(name, LABELS)
     pixels = processor(images=pictures(2), return_tensors="pt")["pixel_values"]
-    assert set(unused_parameters(model, pixels)) == frozen(model)
+    assert unused_parameters(model, pixels) == []
 
 
 @pytest.mark.parametrize("name", TINY)

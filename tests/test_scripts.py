@@ -65,6 +65,7 @@ def test_tune_demo_writes_the_table_of_all_trials(tmp_path: Path, monkeypatch: p
     assert all(0 <= float(row["source_accuracy"]) <= 1 for row in (erm, sage))
 
 
+@pytest.mark.slow
 def test_schedule_accuracy_compares_intervals(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
