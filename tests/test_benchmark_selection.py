@@ -119,7 +119,7 @@ def plan(**entries: Any) -> list[Job]:
 def test_every_combination_once() -> None:
     jobs = plan(methods=["erm", "sage"], held_out="all", seeds=2, trials=2, search={"learning_rate": [1e-4, 1e-2]})
     assert len(jobs) == len({own.digest for own in jobs}) == 2 * 6 * 2 * 2
-    assert {own.method for own in plan(methods="all")} == {*METHODS, "swad"}
+    assert {own.method for own in plan(methods="all")} == {*METHODS, "swad", "muon"}
     pairs = [own.held_out for own in plan(methods=["erm"], held_out_pairs=True)]
     assert pairs == [("15",), ("0", "15"), ("15", "30"), ("15", "45"), ("15", "60"), ("15", "75")]
 

@@ -141,7 +141,7 @@ def test_a_range_for_all_methods_reaches_the_optimizer() -> None:
 ERRORS: list[tuple[dict[str, Any], list[str]]] = [
     ({"held_out_pairs": True}, ["`tuning_seeds`", "`held_out_pairs`", "leave one of them out"]),
     ({"tuning_seeds": 0}, ["`tuning_seeds`", "1 or more"]),
-    ({"methods": ["sage+swat"]}, ["'sage+swat'", "did you mean 'sage+swad'", "'+swad'", "'all'"]),
+    ({"methods": ["sage+swat"]}, ["'sage+swat'", "did you mean 'sage+swad'", "'+swad'", "'+muon+swad'", "'all'"]),
     ({"methods": ["swad+swad"]}, ["'swad+swad'", "'swad'"]),
     ({"methods": [5]}, ["5", "'erm'"]),
     ({"methods": {"sam": 0.05}}, ["methods: sam", "0.05", "learning_rate: 1e-3"]),

@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 import hf_sage
-from hf_sage.benchmark.entrants import SWAD_HYPERPARAMETERS, is_averaged, method_of
+from hf_sage.benchmark.entrants import MUON, SWAD_HYPERPARAMETERS, has_muon, is_averaged, method_of
 from hf_sage.benchmark.hyperparameters import OPTIMIZER, as_fields
 from hf_sage.benchmark.records import write_atomic
 from hf_sage.data import EMBEDDED
@@ -129,7 +129,7 @@ def facts_of(run: Run, *, name: str | None = None, license: str | None = None) -
     base, origin = _origin(arguments["model"], arguments["head"])
     return CardFacts(
         name=name or "-".join([dataset, arguments["method"], *held_out]).replace(" ", "_"),
-        method=method_of(arguments["method"]),
+        method="+".join([method_of(arguments["method"]), *[MUON] * has_muon(arguments["method"])]),
         paper=paper_of(method_of(arguments["method"])),
         averaging=SWAD if is_averaged(arguments["method"]) else None,
         protocol=None if arguments["dataset"] in EMBEDDED else DOMAINBED,
@@ -199,6 +199,8 @@ def _method_settings(run: Run) -> dict[str, object]:
 
 def _training_settings(arguments: Mapping[str, Any]) -> dict[str, object]:
     settings = {key: value for key, value in arguments["hyperparameters"].items() if key in OPTIMIZER}
+    if has_muon(arguments["method"]):
+        settings["optimizer"] = "Muon for hidden weight matrices, AdamW for the others"
     training = without_local_paths(arguments.get("training", {}))
     settings |= {key: value for key, value in training.items() if not is_secret(key, value)}
     for key in ("steps", "rows_per_domain", "transform", "seed", "trial"):

@@ -13,7 +13,7 @@ import yaml
 
 from hf_sage.benchmark.config import ALL, Config, parse_config, read_config
 from hf_sage.benchmark.driver import drive
-from hf_sage.benchmark.entrants import AVERAGED, ENTRANTS, method_of
+from hf_sage.benchmark.entrants import ENTRANTS, method_of
 from hf_sage.benchmark.grids import FORMATS, write
 from hf_sage.benchmark.listing import listing
 from hf_sage.benchmark.plan import jobs_of, repeats_of
@@ -92,7 +92,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     one: dict[str, Any] = {"default": argparse.SUPPRESS}
     flag: dict[str, Any] = {"action": "store_true", "default": argparse.SUPPRESS}
     parser.add_argument("--dataset", **many, help="embedded name, name of DomainBed's, folder, or name on the Hub")
-    parser.add_argument("--methods", **many, help=f"'all', or some; METHOD{AVERAGED} averages its weights")
+    parser.add_argument("--methods", **many, help="'all', or some; also METHOD+swad, METHOD+muon")
     parser.add_argument("--held-out", **many, help="'all', or the domains to hold out in turn")
     parser.add_argument("--held-out-pairs", **flag, help="hold out pairs too, for leave-one-domain-out validation")
     parser.add_argument("--seeds", type=int, **one, help="number of trial seeds [3]")
@@ -140,7 +140,7 @@ def _embedded_config(given: dict[str, Any]) -> Path | None:
 def _over(entries: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """A configuration with flags over it; what it says of the methods goes on to hold.
 
-    It also holds for the methods with SWAD that it does not name. Seeds are given to all methods alike, and
+    What it says of a method also holds for that method with Muon or SWAD, if it does not name these. Seeds are given to all methods alike, and
     leave-one-domain-out validation takes every trial with every seed.
     """
     if given.get("held_out_pairs"):

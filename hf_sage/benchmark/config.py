@@ -11,7 +11,7 @@ from typing import Any, get_args
 import yaml
 
 from hf_sage.benchmark.domainbed import TEST_CONVENTIONS, TestConvention
-from hf_sage.benchmark.entrants import AVERAGED, ENTRANTS, is_entrant
+from hf_sage.benchmark.entrants import ENTRANTS, MUON, SWAD, is_entrant
 from hf_sage.benchmark.hyperparameters import OPTIMIZER, takes
 from hf_sage.benchmark.jobs import Options
 from hf_sage.benchmark.presets import PRESETS, preset
@@ -210,10 +210,11 @@ def _methods(value: Any) -> dict[str, MethodSettings]:
     found = {}
     for name, entries in given.items():
         if not is_entrant(str(name)):
-            near = _near(name, [*ENTRANTS, *(f"{method}{AVERAGED}" for method in METHODS)])
+            behind = [f"+{MUON}", f"+{SWAD}", f"+{MUON}+{SWAD}"]
+            near = _near(name, [*ENTRANTS, *(f"{method}{addition}" for method in METHODS for addition in behind)])
             raise ValueError(
-                f"Unknown method {name!r}{near}: use some of {_quoted(ENTRANTS)}, a method with {AVERAGED!r} behind "
-                "its name for SWAD's average of its weights, or 'all'."
+                f"Unknown method {name!r}{near}: use some of {_quoted(ENTRANTS)}, or 'all'. A method may have "
+                f"{_quoted(behind)} behind its name."
             )
         if not isinstance(entries, Mapping | None):
             raise ValueError(f"`methods: {name}` must hold lines such as `learning_rate: 1e-3`, got {entries!r}.")

@@ -1,4 +1,7 @@
-"""Who takes part in a benchmark: a method, or a method whose weights SWAD averages, ``<method>+swad``."""
+"""Who takes part in a benchmark: a method, perhaps with Muon for its optimizer or SWAD's average for its weights.
+
+Such a one is called ``<method>+muon``, ``<method>+swad`` or ``<method>+muon+swad``.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,13 @@ import inspect
 from hf_sage.methods import METHODS
 from hf_sage.trainer.swad import SWADCallback
 
-AVERAGED = "+swad"
-SWAD = "swad"
-"""Short for ``erm+swad``, as the method is known."""
+SWAD, MUON = "swad", "muon"
+"""Alone, as both are known, they are short for ``erm+swad`` and ``erm+muon``."""
 
-ENTRANTS = (*METHODS, SWAD)
+ADDITIONS = (MUON, SWAD)
+"""What a method may have behind its name, in the order in which it has them."""
+
+ENTRANTS = (*METHODS, SWAD, MUON)
 """What ``methods: all`` stands for."""
 
 SWAD_HYPERPARAMETERS = {
@@ -22,14 +27,25 @@ SWAD_HYPERPARAMETERS = {
 
 def method_of(entrant: str) -> str:
     """The name of the method that an entrant trains with."""
-    return "erm" if entrant == SWAD else entrant.removesuffix(AVERAGED)
+    return _parts(entrant)[0]
 
 
 def is_averaged(entrant: str) -> bool:
     """Whether what counts is SWAD's average of its weights."""
-    return entrant == SWAD or entrant.endswith(AVERAGED)
+    return SWAD in _parts(entrant)[1:]
+
+
+def has_muon(entrant: str) -> bool:
+    """Whether Muon is its optimizer."""
+    return MUON in _parts(entrant)[1:]
 
 
 def is_entrant(name: str) -> bool:
     """Whether there is one of this name."""
-    return method_of(name) in METHODS
+    method, *additions = _parts(name)
+    return method in METHODS and additions == [addition for addition in ADDITIONS if addition in additions]
+
+
+def _parts(entrant: str) -> list[str]:
+    """The method, and what it has in addition."""
+    return ["erm", entrant] if entrant in ADDITIONS else entrant.split("+")

@@ -11,7 +11,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback, TrainerState, set_seed
 
 from hf_sage.benchmark.collator import USE, USES, CollatorByUse
-from hf_sage.benchmark.entrants import is_averaged, method_of
+from hf_sage.benchmark.entrants import has_muon, is_averaged, method_of
 from hf_sage.benchmark.hyperparameters import as_fields, for_swad
 from hf_sage.benchmark.inputs import Inputs, load_inputs
 from hf_sage.benchmark.jobs import Job, Options
@@ -22,6 +22,7 @@ from hf_sage.data.callback import DrawsCallback
 from hf_sage.models import image_classifier
 from hf_sage.trainer import SAGEConfig, SAGETrainer
 from hf_sage.trainer.checkpoints import STATE, complete_checkpoints
+from hf_sage.trainer.muon import muon
 from hf_sage.trainer.swad import FILE as AVERAGES
 from hf_sage.trainer.swad import SWADCallback
 
@@ -107,6 +108,7 @@ def run(
         compute_metrics=scores,
         preprocess_logits_for_metrics=class_and_loss,
         callbacks=[_AtTheEnd(), *averages],
+        optimizer_cls_and_kwargs=muon(arguments) if has_muon(job.method) else None,
     )
     if collator is not None:
         trainer.add_callback(DrawsCallback(collator.training))

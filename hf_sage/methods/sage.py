@@ -34,7 +34,8 @@ def sage(
 def sage_no_polar(rho: float = 1e-6, gamma: float = 1e-6, *, bias_radius: BiasRadius = "fixed") -> Method:
     """SAGE without orthogonalisation: the gradient's own direction in every layer (Ballas and Diou 2026).
 
-    Its counterpart, orthogonalisation in the descent alone, is ERM with Muon for an optimizer.
+    Its counterpart, orthogonalisation in the descent alone, is ERM with Muon for an optimizer: ``method="erm"`` with
+    ``optimizer_cls_and_kwargs=hf_sage.trainer.muon.muon(args)``, and ``muon`` in a benchmark.
     """
     return Method("sage_no_polar", FrobeniusAscent(rho, bias_radius), (AgreementNoise(gamma),))
 
