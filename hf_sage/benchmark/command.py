@@ -140,8 +140,8 @@ def _embedded_config(given: dict[str, Any]) -> Path | None:
 def _over(entries: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """A configuration with flags over it; what it says of the methods goes on to hold.
 
-    What it says of a method also holds for that method with Muon or SWAD, if it does not name these. Seeds are given to all methods alike, and
-    leave-one-domain-out validation takes every trial with every seed.
+    What it says of a method also holds for that method with Muon or SWAD, if it does not name these. Seeds are given to
+    all methods alike, and leave-one-domain-out validation takes every trial with every seed.
     """
     if given.get("held_out_pairs"):
         entries = {name: value for name, value in entries.items() if name != "tuning_seeds"}
