@@ -103,6 +103,16 @@ def test_intervals_are_those_of_a_paired_t_test() -> None:
     assert all(map(math.isnan, replace(difference, pairs=1).interval()))
 
 
+def test_a_difference_shows_standard_error_interval_and_pairs() -> None:
+    grid = next(own for own in report_grids(results(), "training_domain") if own.title == "Difference to ERM")
+    (shown,) = (entries for name, entries in grid.rows[0] if name == "SAGE")
+    assert shown[0].text == "+5.0 ± 2.9 [−4.2, +14.2] (n=4)"  # 0.1, 0.1, 0, 0: s/√n = 0.0577 / 2, t(3) = 3.182
+    assert "mean ± standard error" in grid.notes[0]
+    alone = [result for result in results() if (result.job.seed, result.job.held_out) == (0, DOMAINS[:1])]
+    grid = next(own for own in report_grids(alone, "training_domain") if own.title == "Difference to ERM")
+    assert grid.rows[0][0][1][0].text == "+2.0 [undefined] (n=1)"
+
+
 # ---- Formats ----
 
 

@@ -172,6 +172,18 @@ def test_a_method_without_a_paper_has_a_card(run: dict[str, Any]) -> None:
     assert "## Citation" not in text
 
 
+@pytest.mark.parametrize(
+    ("entrant", "trained_with"), [("muon", "**ERM+MUON**."), ("sage+muon+swad", "**SAGE+MUON** and **SWAD**")]
+)
+def test_muon_is_named_as_the_optimizer(entrant: str, trained_with: str, run: dict[str, Any]) -> None:
+    run["arguments"] |= {"method": entrant, "hyperparameters": {"learning_rate": 1e-3}}
+    text = render(facts_of(run))
+    assert problems_of(text) == []
+    assert f"Trained with {trained_with.removesuffix('.')}" in text
+    assert ("SWAD" in text) == entrant.endswith("swad")
+    assert "| `optimizer` | Muon for hidden weight matrices, AdamW for the others |" in text
+
+
 # ---- The log of a trainer ----
 
 

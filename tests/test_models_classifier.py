@@ -16,9 +16,9 @@ from checkpoints import SAVE, pictures, save_clip, save_text_model, save_vit
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from training import resnet
-from transformers import AutoModel, CLIPVisionModel
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, CLIPVisionModel
 
-from hf_sage.models import TINY_CLIP, freeze_unused, image_classifier, tiny_clip, unused_parameters
+from hf_sage.models import TINY, TINY_CLIP, freeze_unused, image_classifier, tiny_clip, unused_parameters
 
 LABELS = ["cat", "dog", "giraffe"]
 UNUSED = {
@@ -66,14 +66,36 @@ def test_a_head_for_as_many_classes_is_kept(tmp_path, classes, kept):
     assert (again.classifier.weight[:3] == model.classifier.weight).all().item() == kept
 
 
-def test_tiny_clip_needs_no_file():
-    model, processor = image_classifier(TINY_CLIP, LABELS)
-    assert model(processor(images=pictures(1), return_tensors="pt")["pixel_values"]).logits.shape == (1, 3)
+@pytest.mark.parametrize("name", TINY)
+def test_tiny_models_need_no_file(name, tmp_path):
     torch.manual_seed(5)
-    one, _ = tiny_clip(LABELS)
+    one, _ = TINY[name](LABELS)
     torch.manual_seed(5)
-    other, _ = image_classifier(TINY_CLIP, LABELS)
-    assert_same_bits(one.state_dict().values(), other.state_dict().values())
+    model, processor = image_classifier(name, LABELS)
+    assert_same_bits(one.state_dict().values(), model.state_dict().values())  # by torch's seed
+    pixels = processor(images=pictures(2, size=40), return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (2, 3, 16, 16)
+    assert model(pixels).logits.shape == (2, 3)
+    for part in (model, processor):
+        part.save_pretrained(tmp_path)
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert loaded.config.id2label == dict(enumerate(LABELS))
+    assert torch.equal(loaded.eval()(pixels).logits, model.eval()(pixels).logits)
+    again = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+    assert torch.equal(again(images=pictures(2, size=40), return_tensors="pt")["pixel_values"], pixels)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_nothing_learns_in_a_tiny_model_that_its_logits_do_not_depend_on(name):
+    model, processor = image_classifier(name, LABELS)
+    pixels = processor(images=pictures(2), return_tensors="pt")["pixel_values"]
+    assert unused_parameters(model, pixels) == []
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_tiny_model_has_no_text_tower(name):
+    with pytest.raises(ValueError, match=f"'{name}' has no text tower: use head='linear'"):
+        image_classifier(name, LABELS, head="zero_shot")
 
 
 # ---- What is frozen ----

@@ -65,6 +65,18 @@ def test_tune_demo_writes_the_table_of_all_trials(tmp_path: Path, monkeypatch: p
     assert all(0 <= float(row["source_accuracy"]) <= 1 for row in (erm, sage))
 
 
+@pytest.mark.slow
+def test_schedule_accuracy_compares_intervals(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    few = ["--steps", "2", "--seeds", "1", "--held-out", "sketch", "--workers", "1"]
+    assert run("schedule_accuracy.py", "--intervals", "1", "2", *few, "--output", "schedule.csv") == 0
+    assert "every 2: " in capsys.readouterr().out
+    with (tmp_path / "schedule.csv").open(encoding="utf-8", newline="") as file:
+        assert {row["method"] for row in csv.DictReader(file)} == {"every 1", "every 2"}
+
+
 def free_port() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

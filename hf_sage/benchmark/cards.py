@@ -11,13 +11,14 @@ from statistics import fmean
 from typing import Any
 
 import hf_sage
+from hf_sage.benchmark.entrants import MUON, SWAD_HYPERPARAMETERS, has_muon, is_averaged, method_of
 from hf_sage.benchmark.hyperparameters import OPTIMIZER, as_fields
 from hf_sage.benchmark.records import write_atomic
 from hf_sage.data import EMBEDDED
-from hf_sage.models import TINY_CLIP
+from hf_sage.models import TINY_CLIP, TINY_CONVNEXT
 from hf_sage.publishing import CardFacts, Result, problems_of, render
 from hf_sage.publishing.checks import is_repo_id
-from hf_sage.publishing.papers import DOMAINBED
+from hf_sage.publishing.papers import DOMAINBED, SWAD
 from hf_sage.publishing.privacy import is_secret, without_local_paths
 from hf_sage.trainer.card import method_settings
 from hf_sage.trainer.config import SAGEArguments
@@ -28,6 +29,12 @@ Run = Mapping[str, Any]
 
 FORMAT = 1
 NEEDED = ("arguments", "versions", "data", "evaluations", "seconds", "device", "processes", "parameters")
+
+TINY_ORIGINS = {
+    TINY_CLIP: "A tiny CLIP vision tower with a linear head, trained from random weights.",
+    TINY_CONVNEXT: "A tiny ConvNeXt with a linear head, trained from random weights.",
+}
+"""Where the models that need no download come from, in a sentence."""
 
 CONVENTIONS = {
     "in_split": "Tested on the 80 % in-split of a held-out domain, as DomainBed does by default",
@@ -122,8 +129,9 @@ def facts_of(run: Run, *, name: str | None = None, license: str | None = None) -
     base, origin = _origin(arguments["model"], arguments["head"])
     return CardFacts(
         name=name or "-".join([dataset, arguments["method"], *held_out]).replace(" ", "_"),
-        method=arguments["method"],
-        paper=paper_of(arguments["method"]),
+        method="+".join([method_of(arguments["method"]), *[MUON] * has_muon(arguments["method"])]),
+        paper=paper_of(method_of(arguments["method"])),
+        averaging=SWAD if is_averaged(arguments["method"]) else None,
         protocol=None if arguments["dataset"] in EMBEDDED else DOMAINBED,
         method_settings=_method_settings(run),
         training_settings=_training_settings(arguments),
@@ -171,8 +179,8 @@ def published_evaluation(run: Run) -> dict[str, Any]:
 
 def _origin(model: str, head: str) -> tuple[str | None, str]:
     """The base model by its Hub id, if it has one, and a sentence on it."""
-    if model == TINY_CLIP:
-        return None, "A tiny CLIP vision tower with a linear head, trained from random weights."
+    if model in TINY_ORIGINS:
+        return None, TINY_ORIGINS[model]
     if is_repo_id(model) and not Path(model).exists():
         return model, f"[{model}](https://huggingface.co/{model}) with a {head.replace('_', '-')} head, fine-tuned."
     return None, f"A local checkpoint with a {head.replace('_', '-')} head, fine-tuned."
@@ -184,11 +192,15 @@ def _method_settings(run: Run) -> dict[str, object]:
     given = {key: value for key, value in arguments["hyperparameters"].items() if key not in OPTIMIZER}
     if run["versions"].get("hf_sage") != hf_sage.__version__:
         return given
-    return method_settings(SAGEArguments(method=arguments["method"], **as_fields(given)).build_method())
+    averaging = SWAD_HYPERPARAMETERS if is_averaged(arguments["method"]) else {}
+    method = SAGEArguments(method=method_of(arguments["method"]), **as_fields(given)).build_method()
+    return method_settings(method) | {name: given.get(name, default) for name, default in averaging.items()}
 
 
 def _training_settings(arguments: Mapping[str, Any]) -> dict[str, object]:
     settings = {key: value for key, value in arguments["hyperparameters"].items() if key in OPTIMIZER}
+    if has_muon(arguments["method"]):
+        settings["optimizer"] = "Muon for hidden weight matrices, AdamW for the others"
     training = without_local_paths(arguments.get("training", {}))
     settings |= {key: value for key, value in training.items() if not is_secret(key, value)}
     for key in ("steps", "rows_per_domain", "transform", "seed", "trial"):
@@ -215,7 +227,13 @@ def _selection(run: Run, evaluation: Mapping[str, Any], sources: Sequence[str]) 
     step, evaluations = evaluation["step"], run["evaluations"]
     last = step == evaluations[-1]["step"]
     chosen = f"The weights are those after {'the last step,' if last else 'step'} {step}"
-    if len(evaluations) > 1 and validation(evaluation) == max(map(validation, evaluations)):
+    if is_averaged(run["arguments"]["method"]):
+        chosen = (
+            f"The weights are SWAD's average over updates of a training of {step} steps: those in the valley of the "
+            "loss on validation rows of the domains that were trained on or, where none was found, those since the "
+            "last evaluation but one."
+        )
+    elif len(evaluations) > 1 and validation(evaluation) == max(map(validation, evaluations)):
         chosen += (
             f": of {len(evaluations)} evaluations the one with the highest accuracy on validation rows of the domains "
             "that were trained on (training-domain validation)."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import yaml
 
 from hf_sage.benchmark.config import ALL, Config, parse_config, read_config
 from hf_sage.benchmark.driver import drive
-from hf_sage.benchmark.entrants import ENTRANTS
+from hf_sage.benchmark.entrants import ENTRANTS, method_of
 from hf_sage.benchmark.grids import FORMATS, write
 from hf_sage.benchmark.listing import listing
 from hf_sage.benchmark.plan import jobs_of, repeats_of
@@ -25,14 +25,17 @@ from hf_sage.benchmark.selection import select
 from hf_sage.benchmark.store import JobFolder, Store
 from hf_sage.benchmark.summaries import by_dataset, dataset_grid
 from hf_sage.benchmark.tables import aggregate
+from hf_sage.data import EMBEDDED
+from hf_sage.models import TINY
 
 CONFIG = "config.yaml"
 CONFIGS = Path(__file__).parent / "configs"
 """Of the embedded datasets that have one: what is run where flags name the dataset and nothing else."""
 VERBS = ("run", "resume", "ls", "table", "plot")
 FLAGS = (
-    *("dataset", "methods", "held_out", "held_out_pairs", "seeds", "trials", "preset", "model", "head", "steps"),
-    *("evaluate_every", "rows_per_domain", "learning_rate", "transform", "test_convention", "data_root", "save_models"),
+    *("dataset", "methods", "held_out", "held_out_pairs", "seeds", "trials", "tuning_seeds", "preset", "model", "head"),
+    *("steps", "evaluate_every", "rows_per_domain", "learning_rate", "transform", "test_convention", "data_root"),
+    "save_models",
 )
 
 
@@ -89,13 +92,16 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     one: dict[str, Any] = {"default": argparse.SUPPRESS}
     flag: dict[str, Any] = {"action": "store_true", "default": argparse.SUPPRESS}
     parser.add_argument("--dataset", **many, help="embedded name, name of DomainBed's, folder, or name on the Hub")
-    parser.add_argument("--methods", **many, help="'all', or some")
+    parser.add_argument("--methods", **many, help="'all', or some; also METHOD+swad, METHOD+muon")
     parser.add_argument("--held-out", **many, help="'all', or the domains to hold out in turn")
     parser.add_argument("--held-out-pairs", **flag, help="hold out pairs too, for leave-one-domain-out validation")
     parser.add_argument("--seeds", type=int, **one, help="number of trial seeds [3]")
     parser.add_argument("--trials", type=int, **one, help="number of hyperparameter trials a method [1]")
+    parser.add_argument(
+        "--tuning-seeds", type=int, **one, help="seeds that run every trial [all]; others repeat the best"
+    )
     parser.add_argument("--preset", **one, help="'paper' or 'domainbed'")
-    parser.add_argument("--model", **one, help="checkpoint by Hub name or path, or tiny-clip")
+    parser.add_argument("--model", **one, help=f"checkpoint by Hub name or path, or {' or '.join(TINY)}")
     parser.add_argument("--head", **one, help="'linear' or 'zero_shot'")
     parser.add_argument("--steps", type=int, **one, help="updates a run")
     parser.add_argument("--evaluate-every", type=int, **one, help="updates between evaluations and checkpoints")
@@ -114,6 +120,8 @@ def _run(options: argparse.Namespace) -> int:
     file = options.config or _embedded_config(given)
     entries = _over(read_config(file), given) if file else given
     config = parse_config(entries, options.config or "the flags")
+    if file != options.config:
+        sys.stdout.write(f"Settings of {file}, and flags over them.\n")
     store = Store(options.output_dir)
     folders = store.add(jobs_of(config), config.options)
     write_atomic(store.folder / CONFIG, yaml.safe_dump(entries, sort_keys=False))
@@ -123,21 +131,32 @@ def _run(options: argparse.Namespace) -> int:
 def _embedded_config(given: dict[str, Any]) -> Path | None:
     """The configuration that comes with a dataset, where flags ask for that one alone and for no preset."""
     datasets = given.get("datasets", ())
-    file = CONFIGS / f"{datasets[0]}.yaml" if len(datasets) == 1 and "preset" not in given else None
-    return file if file is not None and file.is_file() else None
+    if len(datasets) != 1 or datasets[0] not in EMBEDDED or "preset" in given:
+        return None
+    file = CONFIGS / f"{datasets[0]}.yaml"
+    return file if file.is_file() else None
 
 
 def _over(entries: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """A configuration with flags over it; what it says of the methods goes on to hold."""
+    """A configuration with flags over it; what it says of the methods goes on to hold.
+
+    What it says of a method also holds for that method with Muon or SWAD, if it does not name these. Seeds are given to
+    all methods alike, and leave-one-domain-out validation takes every trial with every seed.
+    """
+    if given.get("held_out_pairs"):
+        entries = {name: value for name, value in entries.items() if name != "tuning_seeds"}
     methods = entries.get("methods")
     if not isinstance(methods, dict):
         return entries | given
     chosen = given.get("methods", list(methods))
-    own = {name: dict(methods.get(name) or {}) for name in (ENTRANTS if chosen == [ALL] else chosen)}
-    if "seeds" in given:  # for all methods alike
-        for settings in own.values():
-            settings.pop("seeds", None)
+    own = {name: methods.get(name, methods.get(method_of(name))) for name in (ENTRANTS if chosen == [ALL] else chosen)}
+    if "seeds" in given:
+        own = {name: _without_seeds(settings) for name, settings in own.items()}
     return entries | given | {"methods": own}
+
+
+def _without_seeds(settings: Any) -> Any:
+    return {n: v for n, v in settings.items() if n != "seeds"} if isinstance(settings, Mapping) else settings
 
 
 def _resume(options: argparse.Namespace) -> int:
@@ -155,9 +174,16 @@ def _drive(store: Store, folders: list[JobFolder], config: Config | None, option
     status = drive_all(folders)
     if config is None:
         return status
-    results = [folder.result() for folder in folders if folder.is_done]
-    repeats = store.add(repeats_of(config, results), config.options)
-    return max(status, drive_all(repeats)) if repeats else status
+    repeats = repeats_of(config, [folder.result() for folder in folders if folder.is_done])
+    if repeats.jobs:
+        sys.stdout.write("Chosen trials with the other seeds:\n")
+        status = max(status, drive_all(store.add(repeats.jobs, config.options)))
+    if repeats.unchosen:
+        sys.stdout.write(
+            f"Trials to choose from are missing for {repeats.unchosen} pairing(s) of method and held-out domain; "
+            f"`hf-sage benchmark resume {store.folder}` goes on with them.\n"
+        )
+    return status
 
 
 def _ls(options: argparse.Namespace) -> int:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 
 from hf_sage.benchmark.domainbed import TEST_CONVENTIONS, TestConvention
-from hf_sage.benchmark.entrants import ENTRANTS, is_entrant
+from hf_sage.benchmark.entrants import ENTRANTS, MUON, SWAD, is_entrant
 from hf_sage.benchmark.hyperparameters import OPTIMIZER, takes
 from hf_sage.benchmark.jobs import Options
 from hf_sage.benchmark.presets import PRESETS, preset
 from hf_sage.benchmark.runs import SET_BY_THE_BENCHMARK
 from hf_sage.benchmark.search import Ranges, check_range
 from hf_sage.data import TRANSFORMS, OnBadImage, OnMismatch
+from hf_sage.methods import METHODS
 from hf_sage.models import TINY_CLIP, Head
 from hf_sage.models.text_tower import PROMPT
 from hf_sage.trainer import SAGEConfig
@@ -118,6 +119,10 @@ class Config:
         """Those of its seeds that every trial is run with."""
         return self.seeds_of(method)[: self.tuning_seeds]
 
+    def repeating_seeds(self, method: str) -> tuple[int, ...]:
+        """The others, that the chosen trial is repeated with."""
+        return self.seeds_of(method)[len(self.searched_seeds(method)) :]
+
     def setup_of(self, dataset: str) -> Setup:
         """How a dataset is trained on: as given here, else by the preset, else by default."""
         if self.preset is None:
@@ -204,11 +209,15 @@ def _methods(value: Any) -> dict[str, MethodSettings]:
         raise ValueError(f"No method is given: use `methods: all`, or some of {_quoted(ENTRANTS)}.")
     found = {}
     for name, entries in given.items():
-        if not is_entrant(name):
+        if not is_entrant(str(name)):
+            behind = [f"+{MUON}", f"+{SWAD}", f"+{MUON}+{SWAD}"]
+            near = _near(name, [*ENTRANTS, *(f"{method}{addition}" for method in METHODS for addition in behind)])
             raise ValueError(
-                f"Unknown method {name!r}{_near(name, ENTRANTS)}: use some of {_quoted(ENTRANTS)}, or 'all'. A "
-                "method may have '+muon', '+swad' or '+muon+swad' behind its name."
+                f"Unknown method {name!r}{near}: use some of {_quoted(ENTRANTS)}, or 'all'. A method may have "
+                f"{_quoted(behind)} behind its name."
             )
+        if not isinstance(entries, Mapping | None):
+            raise ValueError(f"`methods: {name}` must hold lines such as `learning_rate: 1e-3`, got {entries!r}.")
         values = dict(entries or {})
         seeds = _seeds(values.pop("seeds")) if "seeds" in values else None
         ranges = _ranges(values.pop("search", None), f"methods: {name}: search")
@@ -217,9 +226,11 @@ def _methods(value: Any) -> dict[str, MethodSettings]:
     return found
 
 
-def _hyperparameters(method: str) -> list[str]:
-    """What may be set of a method: its own, and how the optimizer goes."""
-    return ["learning_rate", *takes(method), *sorted(OPTIMIZER - SET_BY_THE_BENCHMARK.keys())]
+def _hyperparameters(method: str) -> dict[str, Any]:
+    """What may be set of a method, and the defaults: how the optimizer goes, and its own."""
+    settable = {"learning_rate", *(OPTIMIZER - SET_BY_THE_BENCHMARK.keys())}
+    optimizer = {item.name: item.default for item in fields(SAGEConfig) if item.name in settable}
+    return {name: None if value is MISSING else value for name, value in optimizer.items()} | takes(method)
 
 
 def _check_search(config: Config) -> None:
@@ -237,9 +248,9 @@ def _check_search(config: Config) -> None:
 
 
 def _numbers_only(method: str, searched: Iterable[str]) -> None:
-    defaults = takes(method)
+    known = _hyperparameters(method)
     for name in searched:
-        default = defaults.get(name, 0.0)
+        default = known.get(name, 0.0)
         if isinstance(default, bool) or not isinstance(default, int | float):
             raise ValueError(
                 f"search: {name!r} of {method!r} is {default!r} by default, and only numbers are drawn from a range. "

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
+from typing import NamedTuple
 
 from hf_sage.benchmark.config import Config, MethodSettings, Setup
-from hf_sage.benchmark.hyperparameters import STEP, takes
+from hf_sage.benchmark.entrants import method_of
+from hf_sage.benchmark.hyperparameters import OPTIMIZER, STEP, takes
 from hf_sage.benchmark.inputs import check_held_out, domains_of
 from hf_sage.benchmark.jobs import Job
 from hf_sage.benchmark.results import Result
@@ -65,24 +67,34 @@ def jobs_of(config: Config) -> list[Job]:
     return jobs
 
 
-def repeats_of(config: Config, results: Sequence[Result]) -> list[Job]:
+class Repeats(NamedTuple):
+    """Jobs that repeat chosen trials with other seeds.
+
+    Attributes:
+        jobs: Those whose trial has been chosen.
+        unchosen: For how many methods and held-out domains there is nothing to choose from yet: a trial is not done.
+    """
+
+    jobs: list[Job]
+    unchosen: int
+
+
+def repeats_of(config: Config, results: Sequence[Result]) -> Repeats:
     """The jobs that repeat a chosen trial: of each method and held-out domain, with the seeds not searched with.
 
     Args:
         config: The benchmark.
-        results: Those of `jobs_of` that there are. Where one is missing, there is nothing to choose from yet.
+        results: Those of `jobs_of` that there are, and any others.
     """
     found = {result.job.digest: result for result in results}
     searched: dict[tuple[str, str, tuple[str, ...]], list[Job]] = {}
     for job in jobs_of(config):
-        searched.setdefault((job.dataset, job.method, job.held_out), []).append(job)
-    return [
-        replace(best_trial([found[job.digest] for job in jobs]), seed=seed)
-        for (_, method, _), jobs in searched.items()
-        if all(job.digest in found for job in jobs)
-        for seed in config.seeds_of(method)
-        if seed not in config.searched_seeds(method)
-    ]
+        if config.repeating_seeds(job.method):
+            searched.setdefault((job.dataset, job.method, job.held_out), []).append(job)
+    whole = [jobs for jobs in searched.values() if all(job.digest in found for job in jobs)]
+    chosen = [best_trial([found[job.digest] for job in jobs]) for jobs in whole]
+    repeats = [replace(job, seed=seed) for job in chosen for seed in config.repeating_seeds(job.method)]
+    return Repeats(repeats, unchosen=len(searched) - len(whole))
 
 
 def hyperparameters(
@@ -91,10 +103,10 @@ def hyperparameters(
     """What a method is trained with in a trial: as drawn, else as set, else by the preset, else by default."""
     defaults = takes(method)
     own = {name: value for name, value in defaults.items() if name in STEP and isinstance(value, float)}  # ρ and γ
-    values = {"learning_rate": setup.learning_rate} | own | setup.hyperparameters.get(method, {})
+    values = {"learning_rate": setup.learning_rate} | own | setup.hyperparameters.get(method_of(method), {})
     values |= settings.hyperparameters
     if trial:
-        common = {name: ends for name, ends in config.search.items() if name in values or name in defaults}
+        common = {name: ends for name, ends in config.search.items() if name in defaults or name in OPTIMIZER}
         for name, (low, high) in (common | settings.search).items():
             drawn = draw(name, low, high, trial, config.search_seed)
             values[name] = round(drawn) if isinstance(defaults.get(name), int) else drawn

@@ -119,8 +119,10 @@ def run(
         trainer.add_callback(_SaveBest(trainer, save_to))
     before = None if last is None else TrainerState.load_from_json(str(last / STATE))
     scores.start([] if before is None else before.log_history)
-    if before is not None and before.global_step >= job.steps:  # killed after the last checkpoint
+    if last is not None and before is not None and before.global_step >= job.steps:  # killed after the last checkpoint
         trainer.state = before
+        for averaging in averages:
+            _end(trainer, averaging, last)
     else:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     if averages:  # the weights are the average since training ended: it alone is what the run stands for
@@ -144,11 +146,19 @@ def run(
 
 
 def _last_checkpoint(job: Job, folder: Path) -> Path | None:
-    """The checkpoint to go on from: for SWAD one that has its averages, and is not after the last update."""
+    """The checkpoint to go on from; for SWAD one that has its averages."""
     whole = [Path(found) for found in complete_checkpoints(folder, int(os.environ.get("WORLD_SIZE", "1")))]
     if is_averaged(job.method):
-        whole = [found for found in whole if (found / AVERAGES).is_file() and found.name != f"checkpoint-{job.steps}"]
+        whole = [found for found in whole if (found / AVERAGES).is_file()]
     return whole[-1] if whole else None
+
+
+def _end(trainer: SAGETrainer, averaging: SWADCallback, checkpoint: Path) -> None:
+    """What SWAD does when training ends, for a run that was killed after its last update."""
+    trainer._load_from_checkpoint(str(checkpoint))  # for what is not averaged: running statistics
+    trainer._load_rng_state(str(checkpoint))  # which DomainBed's validation images are augmented from
+    averaging.on_train_begin(trainer.args, trainer.state, trainer.control)
+    averaging.on_train_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
 
 
 def _arguments(
@@ -172,7 +182,7 @@ def _arguments(
         eval_on_start=starts_anew and not once,
         save_strategy="steps" if checkpoints else "no",
         save_steps=min(job.evaluate_every, job.steps),
-        save_total_limit=1,
+        save_total_limit=2 if is_averaged(job.method) else 1,  # the averages come when the one before is gone
         logging_steps=_logging_steps(job),
         remove_unused_columns=False,  # the collator reads the images itself
         **settings,

@@ -20,7 +20,7 @@ _SPLITS = ("in", "out")
 SOURCE_LOSS = "source_loss"
 """Mean cross-entropy over the out-splits of the source domains: the loss that evaluation reports by itself is over the
 held-out domain, too, and nothing may be chosen by that."""
-TIMES = ("runtime", "per_second", "elapsed")
+TIMES = ("runtime", "per_second", "elapsed", "preparation_time")
 """Endings of the log's entries that differ from run to run."""
 
 

@@ -73,7 +73,11 @@ def _summary(tables: dict[str, Table], rules: dict[str, Rules], notes: Sequence[
         average = Entry("–")
         if complete and len(means) == len(columns):
             average = Entry(f"{100 * fmean(means):.1f}", values={"value": fmean(means)})
-        ours.append((method.upper(), [*(Entry(_text(cell), values=_numbers(cell)) for cell in row), average]))
+        shown = [
+            Entry(_text(tables.get(name), method), values=_numbers(cell))
+            for name, cell in zip(columns, row, strict=True)
+        ]
+        ours.append((method.upper(), [*shown, average]))
     sentences = [
         f"Accuracy in % on held-out domains, averaged over the domains within each seed first; {SPREAD}. "
         "The last column is the mean of the datasets' means"
@@ -124,9 +128,10 @@ def _differences(
     rows = [(method.upper(), [_difference(own.get(method)) for own in found.values()]) for method in methods]
     note = (
         f"Accuracy minus {baseline.upper()}'s in percentage points, over n pairs of runs with the same held-out "
-        f"domain and seed; in brackets Student's t interval at {LEVEL:.0%}, mean ± t(n − 1) · s/√n with the sample "
-        "standard deviation s (ddof 1). It takes the pairs for independent, which those of one domain over seeds are "
-        "only in part. Bold: the interval is above 0. Intervals are not corrected for the number of comparisons."
+        "domain and seed: mean ± standard error s/√n with the sample standard deviation s (ddof 1), and in brackets "
+        f"Student's t interval at {LEVEL:.0%}, mean ± t(n − 1) · s/√n. It takes the pairs for independent, which those "
+        "of one domain over seeds are only in part. Bold: the interval is above 0. Intervals are not corrected for the "
+        "number of comparisons."
     )
     sentences = [f"{dataset}: {sentence}" for dataset in having for sentence in rules[dataset].sentences()]
     title = f"Difference to {baseline.upper()}"
@@ -138,8 +143,10 @@ def _difference(difference: Difference | None) -> Entry:
         return Entry("–")
     low, high = difference.interval(LEVEL)
     values = {"value": difference.mean, "stderr": difference.stderr, "n": difference.pairs, "low": low, "high": high}
-    interval = f"{_signed(low)}, {_signed(high)}" if difference.pairs > 1 else "undefined"
-    return Entry(f"{_signed(difference.mean)} [{interval}] (n={difference.pairs})", low > 0, values)
+    spread = "[undefined]"
+    if difference.pairs > 1:
+        spread = f"± {100 * difference.stderr:.1f} [{_signed(low)}, {_signed(high)}]"
+    return Entry(f"{_signed(difference.mean)} {spread} (n={difference.pairs})", low > 0, values)
 
 
 def _signed(share: float) -> str:
@@ -150,10 +157,9 @@ def _average(table: Table | None, method: str) -> Cell | None:
     return table.rows[method][-1] if table is not None and method in table.rows else None
 
 
-def _text(cell: Cell | None) -> str:
-    if cell is None:
-        return "–"
-    return f"{100 * cell.mean:.1f}" + (f" ± {100 * cell.stderr:.1f}" if len(cell.values) > 1 else "")
+def _text(table: Table | None, method: str) -> str:
+    """The average as the dataset's own table shows it: with the number of seeds where others have more."""
+    return table.texts()[method][-1][0] if table is not None and method in table.rows else "–"
 
 
 def _numbers(cell: Cell | None) -> dict[str, float]:

@@ -25,7 +25,7 @@ from hf_sage.data import OnBadImage, domain_names, hold_out, load_domains
 from hf_sage.data.callback import DrawsCallback
 from hf_sage.data.transforms import TransformName
 from hf_sage.metrics import accuracy
-from hf_sage.models import TINY_CLIP, image_classifier
+from hf_sage.models import TINY, TINY_CLIP, image_classifier
 from hf_sage.models.classifier import Head
 from hf_sage.trainer import SAGEConfig, SAGETrainer
 
@@ -43,7 +43,7 @@ class RunArguments:
         dataset: ``style_digits``, ``rotated_digits`` or ``colored_digits``; a folder laid out ``domain/class/*.jpg``;
             or the name of a dataset on the Hub.
         held_out: The domain that is kept from training and tested on at the end.
-        model: A checkpoint by Hub name or path, or ``tiny-clip``, which needs no download.
+        model: A checkpoint by Hub name or path, or ``tiny-clip`` or ``tiny-convnext``, which need no download.
         split: Split of a dataset on the Hub.
         revision: Its revision.
         image_column: Column of the images.
@@ -58,7 +58,7 @@ class RunArguments:
 
     dataset: str = field(default="style_digits", metadata={"help": "Embedded name, folder or Hub name."})
     held_out: str | None = field(default=None, metadata={"help": "The domain to keep from training; needed."})
-    model: str = field(default=TINY_CLIP, metadata={"help": "Checkpoint by Hub name or path, or tiny-clip."})
+    model: str = field(default=TINY_CLIP, metadata={"help": f"Checkpoint by Hub name or path, or {' or '.join(TINY)}."})
     split: str = field(default="train", metadata={"help": "Split of a dataset on the Hub."})
     revision: str | None = field(default=None, metadata={"help": "Revision of a dataset on the Hub."})
     image_column: str = field(default="image", metadata={"help": "Column of the images."})

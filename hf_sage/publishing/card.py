@@ -36,6 +36,7 @@ def metadata(facts: CardFacts) -> ModelCardData:
     not be what it was trained on. It needs a dataset's name; without one, results are in the text only.
     """
     domain_tags = ["domain-generalization"] if facts.source_domains else []
+    averaging_tags = ["swad"] if facts.averaging else []
     results = []
     if facts.dataset is not None:
         shown = [result for result in facts.results if result.held_out] or facts.results
@@ -50,7 +51,7 @@ def metadata(facts: CardFacts) -> ModelCardData:
         metrics=sorted({result.metric for result in facts.results}) or None,
         model_name=facts.name if results else None,  # of the model-index
         pipeline_tag=facts.pipeline_tag,
-        tags=list(dict.fromkeys(["hf_sage", *domain_tags, facts.method, *facts.tags])),
+        tags=list(dict.fromkeys(["hf_sage", *domain_tags, facts.method, *averaging_tags, *facts.tags])),
     )
 
 

@@ -52,6 +52,7 @@ class CardFacts:
         name: The model's name.
         method: The training method's name.
         paper: The method's paper.
+        averaging: The paper of SWAD, where the weights are its average.
         protocol: The paper whose protocol the run followed.
         method_settings: The method's hyperparameters.
         training_settings: All others: learning rate, batch, steps, seed, ...
@@ -79,6 +80,7 @@ class CardFacts:
     name: str
     method: str
     paper: Paper | None = None
+    averaging: Paper | None = None
     protocol: Paper | None = None
     method_settings: Mapping[str, object] = field(default_factory=dict)
     training_settings: Mapping[str, object] = field(default_factory=dict)

@@ -32,6 +32,20 @@ SAM = Paper(
 }""",
 )
 
+SWAD = Paper(
+    title="SWAD: Domain Generalization by Seeking Flat Minima",
+    authors="Junbum Cha, Sanghyuk Chun, Kyungjae Lee, Han-Cheol Cho, Seunghyun Park, Yunsung Lee and Sungrae Park",
+    year=2021,
+    url="https://arxiv.org/abs/2102.08604",
+    bibtex="""@inproceedings{cha2021swad,
+  title     = {{SWAD}: Domain Generalization by Seeking Flat Minima},
+  author    = {Cha, Junbum and Chun, Sanghyuk and Lee, Kyungjae and Cho, Han-Cheol and Park, Seunghyun and
+               Lee, Yunsung and Park, Sungrae},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2021}
+}""",
+)
+
 DOMAINBED = Paper(
     title="In Search of Lost Domain Generalization",
     authors="Ishaan Gulrajani and David Lopez-Paz",

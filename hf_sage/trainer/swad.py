@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -127,8 +128,14 @@ class SWADCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Saves the averages with the checkpoint."""
         folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
-        if state.is_world_process_zero and folder.is_dir():
-            torch.save(self._state(), folder / FILE)
+        if not (state.is_world_process_zero and folder.is_dir()):
+            return
+        unfinished = folder / f".{FILE}"
+        try:
+            torch.save(self._state(), unfinished)
+            os.replace(unfinished, folder / FILE)  # whole or not at all: a half would stop the training that resumes
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
