@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from hf_sage.benchmark import Record, aggregate, paired_differences, plot_comparison, verdict, write_atomic
+from hf_sage.benchmark.forest import plot_differences
 
 ACCURACY = {
     "erm": {"photo": (0.5, 0.7), "sketch": (0.2, 0.3)},
@@ -115,3 +116,25 @@ def test_picture_is_a_png_with_something_on_it(tmp_path: Path) -> None:
     two, one = Image.open(tmp_path / "two.png"), Image.open(tmp_path / "one.png")
     assert two.width > one.width  # agreement has a panel of its own, where it was logged
     assert len(two.convert("RGB").getcolors(2**24) or []) > 50
+
+
+def test_picture_of_differences_has_a_row_a_method_and_leaves_out_what_has_no_interval(tmp_path: Path) -> None:
+    from PIL import Image
+
+    def drawn(name: str, methods: dict[str, list[float]]) -> Image.Image:
+        records = [
+            Record("d", method, "photo", seed, accuracy, 0.9, 1, 1.0)
+            for method, accuracies in methods.items()
+            for seed, accuracy in enumerate(accuracies)
+        ]
+        plot_differences(records, "erm", tmp_path / name)
+        return Image.open(tmp_path / name)
+
+    erm, sam = [0.5, 0.6], [0.7, 0.9]
+    two = drawn("two.png", {"erm": erm, "sam": sam, "sage": sam})
+    one = drawn("one.png", {"erm": erm, "sam": sam, "sage": [0.7]})
+    assert two.height > one.height
+    assert drawn("far.png", {"erm": erm, "sam": sam, "sage": [0.5, 0.61], "irm": [0.0, 0.05]}).height > two.height
+    drawn("none.png", {"erm": erm, "sam": erm})  # no difference at all
+    with pytest.raises(ValueError, match="no differences to draw"):
+        drawn("nothing.png", {"erm": erm, "sage": [0.7]})

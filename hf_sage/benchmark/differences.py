@@ -11,6 +11,9 @@ from hf_sage.benchmark.records import Record, by_run
 from hf_sage.benchmark.student import t_quantile
 from hf_sage.benchmark.tables import aggregate
 
+LEVEL = 0.95
+"""Of the intervals in reports."""
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -28,7 +31,7 @@ class Difference:
     stderr: float
     pairs: int
 
-    def interval(self, level: float = 0.95) -> tuple[float, float]:
+    def interval(self, level: float = LEVEL) -> tuple[float, float]:
         """Student's t interval of the mean: mean ± t(n − 1) · stderr; NaN (undefined) with fewer than two pairs.
 
         It takes the pairs for independent. Those of one held-out domain share their test rows over seeds, so where

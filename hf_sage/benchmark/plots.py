@@ -9,26 +9,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from hf_sage.benchmark.drawing import COLOURS, FAINT, INK, drawing
 from hf_sage.benchmark.records import Record
 from hf_sage.benchmark.tables import aggregate
-
-# Okabe & Ito (2008), told apart with every kind of colour blindness; from dark to light, for print in grey.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_INK, _FAINT = "#222222", "#DDDDDD"
-_STYLE = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
-    "font.size": 10.5,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 12,
-    "axes.titlepad": 14,
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-}
 
 
 def plot_comparison(records: Iterable[Record], path: str | Path) -> None:
@@ -37,7 +20,8 @@ def plot_comparison(records: Iterable[Record], path: str | Path) -> None:
     Left: accuracy of each method on each held-out domain and on average (bars from zero), with the standard error over
     seeds (whiskers) and every seed (dots); `–` where no run has finished. Right: agreement S and noise scale β over
     training of the methods that logged them, mean over runs in a band from the lowest to the highest run. If none has
-    logged an agreement, there is the left panel only.
+    logged an agreement, there is the left panel only. For more than a handful of methods see
+    `hf_sage.benchmark.forest`.
 
     Args:
         records: Runs of one dataset.
@@ -47,25 +31,15 @@ def plot_comparison(records: Iterable[Record], path: str | Path) -> None:
         ImportError: If matplotlib is not installed.
         ValueError: On no runs, runs of several datasets, or two runs of one method, domain and seed.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('the figure needs matplotlib: pip install "hf-sage[demo]"') from error
-
     records = list(records)
     methods = list(aggregate(records).rows)
-    colours = {method: _COLOURS[i % len(_COLOURS)] for i, method in enumerate(methods)}
+    colours = {method: COLOURS[i % len(COLOURS)] for i, method in enumerate(methods)}
     logged = any(_curve(records, method, "agreement") for method in methods)
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(12, 5.2) if logged else (7.5, 5.2), layout="constrained")
-        FigureCanvasAgg(figure)  # draws in memory, without a display and without pyplot's global backend
+    with drawing(path, 12 if logged else 7.5, 5.2) as figure:
         panels = figure.subplots(1, 2 if logged else 1, squeeze=False, width_ratios=[3, 2] if logged else None)[0]
         _draw_accuracy(panels[0], records, colours)
         if logged:
             _draw_agreement(panels[1], records, colours)
-        figure.savefig(path, format="png", dpi=200)
 
 
 def _draw_accuracy(axes: Any, records: list[Record], colours: dict[str, str]) -> None:
@@ -80,10 +54,10 @@ def _draw_accuracy(axes: Any, records: list[Record], colours: dict[str, str]) ->
                 continue
             axes.bar(x, 100 * cell.mean, 0.9 * width, color=colours[method])
             if len(cell.values) > 1:
-                axes.errorbar(x, 100 * cell.mean, 100 * cell.stderr, color=_INK, linewidth=1.2)
+                axes.errorbar(x, 100 * cell.mean, 100 * cell.stderr, color=INK, linewidth=1.2)
                 spots = [x + width * (0.5 * j / (len(cell.values) - 1) - 0.25) for j in range(len(cell.values))]
                 axes.scatter(
-                    spots, [100 * v for v in cell.values], 7, "white", edgecolors=_INK, linewidths=0.6, zorder=3
+                    spots, [100 * v for v in cell.values], 7, "white", edgecolors=INK, linewidths=0.6, zorder=3
                 )
             axes.annotate(
                 f"{100 * cell.mean:.1f}",
@@ -100,12 +74,12 @@ def _draw_accuracy(axes: Any, records: list[Record], colours: dict[str, str]) ->
     axes.set_xticks(places, table.columns)
     axes.tick_params(axis="x", length=0)
     axes.set_ylim(0, 100)
-    axes.grid(axis="y", color=_FAINT, linewidth=0.8)
+    axes.grid(axis="y", color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["left", "right"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     handles = [axes.bar(0, 0, color=colour, label=method.upper()) for method, colour in colours.items()]
-    axes.figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), frameon=False)
+    axes.figure.legend(handles=handles, loc="outside lower left", ncols=min(len(handles), 7), frameon=False)
 
 
 def _draw_agreement(axes: Any, records: list[Record], colours: dict[str, str]) -> None:

@@ -7,16 +7,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hf_sage.benchmark.differences import paired_differences
+from hf_sage.benchmark.forest import plot_differences
 from hf_sage.benchmark.grids import FORMATS, write
 from hf_sage.benchmark.plots import plot_comparison
-from hf_sage.benchmark.records import make_folder, write_atomic
+from hf_sage.benchmark.records import Record, make_folder, write_atomic
 from hf_sage.benchmark.selection import SELECTION, select
 from hf_sage.benchmark.store import Store
-from hf_sage.benchmark.summaries import by_dataset, report_grids
+from hf_sage.benchmark.summaries import BASELINES, by_dataset, report_grids
 
 
 def main(argv: Sequence[str]) -> int:
-    """Writes ``report.<ending>`` in each format and ``<dataset>.png``, and prints the report in Markdown.
+    """Writes ``report.<ending>`` in each format and pictures of each dataset, and prints the report in Markdown.
 
     Raises:
         ValueError, OSError, ImportError: If there is nothing to report, or nowhere to write it.
@@ -35,7 +37,10 @@ def main(argv: Sequence[str]) -> int:
     for kind in options.format:
         write_atomic(folder / f"report.{FORMATS[kind][0]}", write(grids, kind))
     for dataset, records in by_dataset(select(results, options.selection)).items():
-        plot_comparison(records, folder / f"{Path(dataset).name}.png")
+        name = Path(dataset).name
+        plot_comparison(records, folder / f"{name}.png")
+        for baseline in baselines_of(records):
+            plot_differences(records, baseline, folder / f"{name}-minus-{baseline}.png")
     sys.stdout.write(write(grids, "markdown"))
     sys.stdout.write(f"Written to {folder}/: {', '.join(sorted(file.name for file in folder.iterdir()))}\n")
     return 0
@@ -47,3 +52,9 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--selection", choices=SELECTION, default="training_domain", help=f"{described} [training_domain]"
     )
+
+
+def baselines_of(records: Sequence[Record]) -> list[str]:
+    """The baselines that another method has at least two pairs of runs with."""
+    there = [baseline for baseline in BASELINES if any(record.method == baseline for record in records)]
+    return [own for own in there if any(other.pairs > 1 for other in paired_differences(records, own))]

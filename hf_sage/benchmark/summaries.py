@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from hf_sage.benchmark.differences import Difference, paired_differences, pooled_differences
+from hf_sage.benchmark.differences import LEVEL, Difference, paired_differences, pooled_differences
 from hf_sage.benchmark.grids import Entry, Grid
 from hf_sage.benchmark.paper import PaperTable, paper_table
 from hf_sage.benchmark.records import Record
@@ -15,7 +15,6 @@ from hf_sage.benchmark.selection import select
 from hf_sage.benchmark.tables import Cell, Table, aggregate
 
 BASELINES = ("erm", "sam")
-LEVEL = 0.95
 SPREAD = "mean ± standard error over seeds (population standard deviation / √n)"
 
 
