@@ -16,10 +16,11 @@ from accelerate.commands.launch import launch_command_parser
 from benchmark_worker import DOMAINS, job, paint
 
 from hf_sage.benchmark.collator import CollatorByUse
-from hf_sage.benchmark.command import CONFIGS, main
-from hf_sage.benchmark.config import parse_config, read_config
+from hf_sage.benchmark.command import main
+from hf_sage.benchmark.flags import CONFIGS
 from hf_sage.benchmark.inputs import load_inputs
 from hf_sage.benchmark.jobs import Options
+from hf_sage.benchmark.parsing import parse_config, read_config
 from hf_sage.benchmark.plan import jobs_of
 from hf_sage.benchmark.report import main as report
 from hf_sage.benchmark.runs import _processed, _undecoded

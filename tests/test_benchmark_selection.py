@@ -9,9 +9,9 @@ import pytest
 from benchmark_worker import job, paint
 
 from hf_sage import SAGEConfig
-from hf_sage.benchmark.config import parse_config
 from hf_sage.benchmark.hyperparameters import as_fields
 from hf_sage.benchmark.jobs import Job
+from hf_sage.benchmark.parsing import parse_config
 from hf_sage.benchmark.plan import jobs_of
 from hf_sage.benchmark.results import DataFacts, Evaluation, Result
 from hf_sage.benchmark.search import draw

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +16,14 @@ from rich.console import Console
 
 from hf_sage.benchmark import perform as performing
 from hf_sage.benchmark.claims import Claim
-from hf_sage.benchmark.command import CONFIGS, main
-from hf_sage.benchmark.config import parse_config, read_config
+from hf_sage.benchmark.command import main
 from hf_sage.benchmark.entrants import ENTRANTS
+from hf_sage.benchmark.flags import CONFIGS
 from hf_sage.benchmark.jobs import Job, Options
+from hf_sage.benchmark.parsing import parse_config, read_config
 from hf_sage.benchmark.plan import jobs_of, repeats_of
+from hf_sage.benchmark.report import main as report
 from hf_sage.benchmark.results import DataFacts, Evaluation, Result
-from hf_sage.benchmark.rules import rules_of, searched_seeds
 from hf_sage.benchmark.selection import best_trial
 from hf_sage.benchmark.store import Store
 from hf_sage.benchmark.summaries import report_grids
@@ -142,6 +144,7 @@ ERRORS: list[tuple[dict[str, Any], list[str]]] = [
     ({"held_out_pairs": True}, ["`tuning_seeds`", "`held_out_pairs`", "leave one of them out"]),
     ({"tuning_seeds": 0}, ["`tuning_seeds`", "1 or more"]),
     ({"methods": ["sage+swat"]}, ["'sage+swat'", "did you mean 'sage+swad'", "'+swad'", "'+muon+swad'", "'all'"]),
+    ({"methods": ["erm+swad"]}, ["'erm+swad'", "called 'swad'"]),
     ({"methods": ["swad+swad"]}, ["'swad+swad'", "'swad'"]),
     ({"methods": [5]}, ["5", "'erm'"]),
     ({"methods": {"sam": 0.05}}, ["methods: sam", "0.05", "learning_rate: 1e-3"]),
@@ -250,6 +253,7 @@ def planned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
             "hf_sage.benchmark.command.drive", lambda _, folders, **__: jobs.extend(f.job for f in folders) or 0
         )
         out = tmp_path / "planned"
+        shutil.rmtree(out, ignore_errors=True)
         assert main([*flags, "-o", str(out)]) == 0
         entries = read_config(out / "config.yaml")
         assert {own.digest for own in jobs_of(parse_config(entries))} == {own.digest for own in jobs}
@@ -300,6 +304,12 @@ def test_presets_hold_for_a_method_with_swad() -> None:
     assert plain.hyperparameters == averaged.hyperparameters
 
 
+def test_a_learning_rate_by_a_flag_is_not_searched(planned: Any) -> None:
+    _, jobs = planned("--dataset", "style_digits", "--methods", "sage", "--learning-rate", "1e-3")
+    assert {own.hyperparameters["learning_rate"] for own in jobs} == {1e-3}
+    assert len({own.hyperparameters["rho"] for own in jobs}) == 4
+
+
 def test_pairs_by_a_flag_take_every_trial_with_every_seed(planned: Any) -> None:
     """Or what the error of leave-one-domain-out validation says to do would be an error."""
     entries, jobs = planned("--dataset", "style_digits", "--methods", "erm", "--held-out", "sketch", "--held-out-pairs")
@@ -328,25 +338,55 @@ def of_a_tuned_benchmark() -> list[Result]:
     return [*searched, *results(repeats_of(config, searched).jobs, best=2)]
 
 
-def test_reports_say_with_which_seeds_trials_were_searched() -> None:
-    tuned = of_a_tuned_benchmark()
-    assert searched_seeds(tuned) == (0,)
-    for grid in report_grids(tuned, "oracle_best"):
-        said = " ".join(grid.notes)
-        assert "All trials were run with seed 0 only." in said
-        assert "the one trial that training-domain validation chose there" in said
+def test_tables_say_how_trials_were_chosen_and_what_is_to_come(
+    file: str, tmp_path: Path, trained: list[Job], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = str(tmp_path / "out")
+    with monkeypatch.context() as patch:  # killed between the trials and their repetitions
+        patch.setattr("hf_sage.benchmark.command.repeats_of", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main([file, "-o", out, "--workers", "1"])
+    chosen = "first seed of a method only; its other seeds repeat, for each held-out domain, the one trial"
+    for said_by in (lambda: report([out, "--format", "markdown"]), lambda: main(["table", out])):
+        said_by()
+        assert chosen in capsys.readouterr().out
+    report([out, "--format", "markdown"])
+    assert f"{REPEATED} jobs have not finished" in capsys.readouterr().out
+    assert main(["resume", out, "--workers", "1"]) == 0
+    assert len(trained) == 12 + REPEATED
+    written = (Path(out) / "report" / "report.md").read_text()  # without having been asked for
+    assert chosen in written
+    assert "not finished" not in written
+    assert "Difference to ERM" in written
 
 
-def test_they_say_it_of_no_other_runs() -> None:
-    everything = jobs_of(parse_config(ENTRIES | {"tuning_seeds": None}))
-    for done in (
-        results(everything, best=2),
-        results([own for own in everything if own.seed == 0 or own.trial == 0], best=2),  # not finished
-        results([own for own in everything if own.trial == 0], best=0),
-        results([own for own in everything if own.seed == 0], best=2),
-    ):
-        assert searched_seeds(done) == ()
-        assert "All trials" not in " ".join(rules_of("PACS", done, "training_domain").sentences())
+def test_of_runs_that_are_all_searched_nothing_is_said(
+    tmp_path: Path, trained: list[Job], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, entries in enumerate(({"tuning_seeds": None}, {"trials": 1})):
+        file, out = tmp_path / f"{number}.yaml", str(tmp_path / str(number))
+        file.write_text(yaml.safe_dump(ENTRIES | entries))
+        assert main([str(file), "-o", out, "--workers", "1"]) == 0
+        assert len(trained) == len(jobs_of(parse_config(ENTRIES | entries)))
+        trained.clear()
+        capsys.readouterr()
+        main(["table", out])
+        assert "All trials" not in capsys.readouterr().out
+
+
+def test_a_folder_remembers_every_configuration_it_was_run_with(tmp_path: Path, trained: list[Job]) -> None:
+    """So that `resume` also repeats what an earlier one has searched."""
+    out = tmp_path / "out"
+    for name in ("erm", "sam", "erm"):
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(ENTRIES | {"methods": {name: ENTRIES["methods"][name]}}))
+        assert main([str(file), "-o", str(out), "--workers", "1"]) == 0
+    assert sorted(file.name for file in out.glob("*.yaml")) == ["config-2.yaml", "config.yaml"]
+    repeat = next(folder for folder in Store.open(out).jobs() if folder.job.method == "erm" and folder.job.seed == 2)
+    shutil.rmtree(repeat.path)
+    trained.clear()
+    assert main(["resume", str(out), "--workers", "1"]) == 0
+    assert trained == [repeat.job]
 
 
 def test_a_summary_says_where_a_method_has_fewer_seeds() -> None:

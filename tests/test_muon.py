@@ -19,10 +19,10 @@ from training import Rows, build, clip, entries, image_rows, language_model, res
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from hf_sage import SAGETrainer
-from hf_sage.benchmark.command import CONFIGS
-from hf_sage.benchmark.config import parse_config, read_config
 from hf_sage.benchmark.entrants import ENTRANTS, has_muon, is_averaged, is_entrant, method_of
+from hf_sage.benchmark.flags import CONFIGS
 from hf_sage.benchmark.hyperparameters import takes
+from hf_sage.benchmark.parsing import parse_config, read_config
 from hf_sage.benchmark.plan import jobs_of
 from hf_sage.benchmark.runs import run
 from hf_sage.models.tiny import tiny_clip, tiny_convnext

@@ -13,6 +13,9 @@ from hf_sage.trainer.swad import SWADCallback
 SWAD, MUON = "swad", "muon"
 """Alone, as both are known, they are short for ``erm+swad`` and ``erm+muon``."""
 
+LONG = {f"erm+{name}": name for name in (SWAD, MUON)}
+"""What they are not called, so that nothing is run under two names."""
+
 ADDITIONS = (MUON, SWAD)
 """What a method may have behind its name, in the order in which it has them."""
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hf_sage.benchmark.differences import paired_differences
 from hf_sage.benchmark.forest import plot_differences
-from hf_sage.benchmark.grids import FORMATS, write
+from hf_sage.benchmark.grids import FORMATS, Grid, write
 from hf_sage.benchmark.plots import plot_comparison
 from hf_sage.benchmark.records import Record, make_folder, write_atomic
+from hf_sage.benchmark.remembered import repeats_to_come, tuning_notes
 from hf_sage.benchmark.selection import SELECTION, select
 from hf_sage.benchmark.store import Store
 from hf_sage.benchmark.summaries import BASELINES, by_dataset, report_grids
@@ -30,13 +31,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("-o", "--output-dir", type=Path, help="where to write it [DIR/report]")
     options = parser.parse_args(argv)
     store = Store.open(options.folder)
-    results = store.results()
-    grids = report_grids(results, options.selection, unfinished=len(store.jobs()) - len(results))
-    folder = options.output_dir or Path(options.folder) / "report"
-    make_folder(folder)
-    for kind in options.format:
-        write_atomic(folder / f"report.{FORMATS[kind][0]}", write(grids, kind))
-    for dataset, records in by_dataset(select(results, options.selection)).items():
+    folder = options.output_dir or store.folder / "report"
+    grids = _grids(store, options.selection)
+    _write(grids, options.format, folder)
+    for dataset, records in by_dataset(select(store.results(), options.selection)).items():
         name = Path(dataset).name
         plot_comparison(records, folder / f"{name}.png")
         for baseline in baselines_of(records):
@@ -44,6 +42,33 @@ def main(argv: Sequence[str]) -> int:
     sys.stdout.write(write(grids, "markdown"))
     sys.stdout.write(f"Written to {folder}/: {', '.join(sorted(file.name for file in folder.iterdir()))}\n")
     return 0
+
+
+def write_report(store: Store) -> str:
+    """Writes the tables of a benchmark whose jobs are all done, in every format.
+
+    Returns:
+        Where they are, or why there are none.
+    """
+    folder = store.folder / "report"
+    try:
+        _write(_grids(store, "training_domain"), FORMATS, folder)
+    except ValueError as error:  # the runs are done all the same
+        return f"No tables: {error}\n"
+    return f"Tables: {folder}/report.md. `hf-sage report {store.folder}` prints them and draws pictures.\n"
+
+
+def _grids(store: Store, selection: str) -> list[Grid]:
+    jobs = [folder.job for folder in store.jobs()]
+    results = store.results()
+    unfinished = len(jobs) - len(results) + repeats_to_come(store.folder, jobs)
+    return report_grids(results, selection, unfinished, tuning_notes(store.folder))
+
+
+def _write(grids: Sequence[Grid], formats: Iterable[str], folder: Path) -> None:
+    make_folder(folder)
+    for kind in formats:
+        write_atomic(folder / f"report.{FORMATS[kind][0]}", write(grids, kind))
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hf_sage.benchmark.domainbed import TestConvention
 from hf_sage.benchmark.results import Result
-from hf_sage.benchmark.selection import SELECTION, best_trial
+from hf_sage.benchmark.selection import SELECTION
 from hf_sage.data import EMBEDDED
 
 CONVENTIONS: dict[TestConvention, str] = {
@@ -33,8 +32,6 @@ class Rules:
         steps: Number of updates.
         transform: Name of the augmentation.
         rows_per_domain: Rows of each source domain in a batch.
-        searched_seeds: The seeds that every trial was run with, where the others repeat the trial that was chosen so;
-            empty where every trial was run with every seed.
     """
 
     dataset: str
@@ -46,24 +43,15 @@ class Rules:
     steps: int
     transform: str
     rows_per_domain: int
-    searched_seeds: tuple[int, ...] = ()
 
     def sentences(self) -> list[str]:
         """For people."""
         rule = SELECTION[self.selection]
         tested = OWN_SPLITS if self.dataset in EMBEDDED else CONVENTIONS[self.convention]
         trials = f"{self.trials} hyperparameter trial{'s' * (self.trials > 1)} a method"
-        tuning = []
-        if self.searched_seeds:
-            seeds = f"seed{'s' * (len(self.searched_seeds) > 1)} {' and '.join(map(str, self.searched_seeds))}"
-            tuning = [
-                f"All trials were run with {seeds} only. The other seeds repeat, for each method and held-out domain, "
-                "the one trial that training-domain validation chose there."
-            ]
         return [
             f"Selection: {rule.title} ({rule.description}), {trials}. Tested on: {tested}. Model {self.model}, head "
             f"{self.head}, {self.steps:,} steps of {self.rows_per_domain} images a domain, transform {self.transform}.",
-            *tuning,
         ]
 
     def facts(self) -> dict[str, str]:
@@ -97,33 +85,4 @@ def rules_of(dataset: str, results: Sequence[Result], selection: str) -> Rules:
         steps=first.steps,
         transform=first.transform,
         rows_per_domain=first.rows_per_domain,
-        searched_seeds=searched_seeds([result for result in results if result.job.dataset == dataset]),
     )
-
-
-def searched_seeds(results: Sequence[Result]) -> tuple[int, ...]:
-    """The seeds that every trial was run with, if the runs of all others repeat the trial that was chosen with these.
-
-    Args:
-        results: Those of one dataset.
-
-    Returns:
-        The seeds; none if every trial was run with every seed, or the other runs are not such repetitions.
-    """
-    runs: dict[tuple[str, tuple[str, ...]], dict[int, list[Result]]] = defaultdict(lambda: defaultdict(list))
-    for result in results:
-        runs[result.job.method, result.job.held_out][result.job.seed].append(result)
-    searched: set[int] = set()
-    repeating: set[int] = set()
-    for by_seed in runs.values():
-        most = max(map(len, by_seed.values()))
-        if most == 1:
-            continue
-        whole = [own for own in by_seed.values() if len(own) == most]
-        chosen = best_trial([result for own in whole for result in own]).trial
-        others = {seed: own for seed, own in by_seed.items() if len(own) < most}
-        if any([result.job.trial for result in own] != [chosen] for own in others.values()):
-            return ()
-        searched |= by_seed.keys() - others.keys()
-        repeating |= others.keys()
-    return tuple(sorted(searched)) if repeating and not searched & repeating else ()

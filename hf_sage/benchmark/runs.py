@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,21 +9,20 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, TrainerCallback, TrainerState, set_seed
 
+from hf_sage.benchmark.averaged import averaging_of, end_averaging, last_checkpoint
 from hf_sage.benchmark.collator import USE, USES, CollatorByUse
 from hf_sage.benchmark.entrants import has_muon, is_averaged, method_of
-from hf_sage.benchmark.hyperparameters import as_fields, for_swad
+from hf_sage.benchmark.hyperparameters import as_fields
 from hf_sage.benchmark.inputs import Inputs, load_inputs
 from hf_sage.benchmark.jobs import Job, Options
 from hf_sage.benchmark.results import Result, best_evaluation, library_versions
-from hf_sage.benchmark.scores import SOURCE_LOSS, Scores, class_and_loss, evaluations, without_times
+from hf_sage.benchmark.scores import Scores, class_and_loss, evaluations, without_times
 from hf_sage.data import TensorDomains, preprocess
 from hf_sage.data.callback import DrawsCallback
 from hf_sage.models import image_classifier
 from hf_sage.trainer import SAGEConfig, SAGETrainer
-from hf_sage.trainer.checkpoints import STATE, complete_checkpoints
+from hf_sage.trainer.checkpoints import STATE
 from hf_sage.trainer.muon import muon
-from hf_sage.trainer.swad import FILE as AVERAGES
-from hf_sage.trainer.swad import SWADCallback
 
 Progress = Callable[[int], None]
 DEFAULTS = Options()
@@ -91,8 +89,8 @@ def run(
     inputs = load_inputs(job, options)
     model, processor = image_classifier(job.model, inputs.facts.classes, head=job.head, prompt=job.prompt)
     sources = [domain for domain in inputs.facts.rows if domain not in job.held_out]
-    averages = [SWADCallback(f"eval_{SOURCE_LOSS}", **for_swad(job.hyperparameters))] if is_averaged(job.method) else []
-    last = _last_checkpoint(job, folder) if checkpoints else None
+    averaging = averaging_of(job)
+    last = last_checkpoint(job, folder) if checkpoints else None
     arguments = _arguments(job, folder, len(sources), checkpoints, starts_anew=last is None, small=inputs.small)
     scores = Scores(inputs.cells, sources)
     in_memory = inputs.small and job.transform == "none"
@@ -107,7 +105,7 @@ def run(
         processing_class=processor,
         compute_metrics=scores,
         preprocess_logits_for_metrics=class_and_loss,
-        callbacks=[_AtTheEnd(), *averages],
+        callbacks=[_AtTheEnd()] if averaging is None else [_AtTheEnd(), averaging],
         optimizer_cls_and_kwargs=muon(arguments) if has_muon(job.method) else None,
     )
     if collator is not None:
@@ -115,22 +113,22 @@ def run(
     if progress is not None:
         trainer.add_callback(_Progress(progress))
     trainer.remove_callback(PrinterCallback)  # the terminal belongs to the progress bar
-    if save_to is not None and not averages:
+    if save_to is not None and averaging is None:
         trainer.add_callback(_SaveBest(trainer, save_to))
     before = None if last is None else TrainerState.load_from_json(str(last / STATE))
     scores.start([] if before is None else before.log_history)
     if last is not None and before is not None and before.global_step >= job.steps:  # killed after the last checkpoint
         trainer.state = before
-        for averaging in averages:
-            _end(trainer, averaging, last)
+        if averaging is not None:
+            end_averaging(trainer, averaging, last)
     else:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    if averages:  # the weights are the average since training ended: it alone is what the run stands for
+    if averaging is not None:  # the weights are the average since training ended: it alone is what the run stands for
         trainer.evaluate()
         if save_to is not None:
             trainer.save_model(str(save_to))
     log = trainer.state.log_history
-    found = evaluations(log)[-1:] if averages else evaluations(log)
+    found = evaluations(log) if averaging is None else evaluations(log)[-1:]
     return Result(
         job=job,
         data=inputs.facts,
@@ -143,22 +141,6 @@ def run(
         model_step=None if save_to is None else best_evaluation(found, sources).step,
         versions=library_versions(),
     )
-
-
-def _last_checkpoint(job: Job, folder: Path) -> Path | None:
-    """The checkpoint to go on from; for SWAD one that has its averages."""
-    whole = [Path(found) for found in complete_checkpoints(folder, int(os.environ.get("WORLD_SIZE", "1")))]
-    if is_averaged(job.method):
-        whole = [found for found in whole if (found / AVERAGES).is_file()]
-    return whole[-1] if whole else None
-
-
-def _end(trainer: SAGETrainer, averaging: SWADCallback, checkpoint: Path) -> None:
-    """What SWAD does when training ends, for a run that was killed after its last update."""
-    trainer._load_from_checkpoint(str(checkpoint))  # for what is not averaged: running statistics
-    trainer._load_rng_state(str(checkpoint))  # which DomainBed's validation images are augmented from
-    averaging.on_train_begin(trainer.args, trainer.state, trainer.control)
-    averaging.on_train_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
 
 
 def _arguments(

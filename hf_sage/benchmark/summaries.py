@@ -18,13 +18,16 @@ BASELINES = ("erm", "sam")
 SPREAD = "mean ± standard error over seeds (population standard deviation / √n)"
 
 
-def report_grids(results: Sequence[Result], selection: str, unfinished: int = 0) -> list[Grid]:
+def report_grids(
+    results: Sequence[Result], selection: str, unfinished: int = 0, notes: Sequence[str] = ()
+) -> list[Grid]:
     """The tables of a report: the averages beside the paper's, every dataset by domain, and the differences.
 
     Args:
         results: All results of a benchmark.
         selection: Name of the selection rule.
         unfinished: Number of jobs without a result.
+        notes: What else is to be said of all tables.
 
     Raises:
         ValueError: If the results are of several benchmarks, or the rule needs runs that are not there.
@@ -33,9 +36,10 @@ def report_grids(results: Sequence[Result], selection: str, unfinished: int = 0)
     rules = {dataset: rules_of(dataset, results, selection) for dataset in records}
     tables = {dataset: aggregate(own) for dataset, own in records.items()}
     missing = [f"{unfinished} jobs have not finished and are not in this table."] if unfinished else []
-    grids = [_summary(tables, rules, missing)]
-    grids += [dataset_grid(dataset, table, rules[dataset], missing) for dataset, table in tables.items()]
-    return grids + [grid for baseline in BASELINES for grid in _differences(records, baseline, rules, missing)]
+    said = [*notes, *missing]
+    grids = [_summary(tables, rules, said)]
+    grids += [dataset_grid(dataset, table, rules[dataset], said) for dataset, table in tables.items()]
+    return grids + [grid for baseline in BASELINES for grid in _differences(records, baseline, rules, said)]
 
 
 def by_dataset(records: Sequence[Record]) -> dict[str, list[Record]]:

@@ -93,11 +93,13 @@ class Table:
         return json.dumps(rows, indent=2) + "\n"
 
     def texts(self) -> dict[str, list[tuple[str, bool]]]:
-        """The text of each cell, and whether it is the best of its column as far as the one decimal shown tells."""
-        shown = {m: [cell and round(100 * cell.mean, 1) for cell in cells] for m, cells in self.rows.items()}
-        best = [max((v for v in column if v is not None), default=None) for column in zip(*shown.values(), strict=True)]
+        """The text of each cell, and whether it is the best of its column as far as the one decimal shown tells.
+
+        Of a column's cells only those with the most seeds are compared: the mean of few has the better chances.
+        """
+        best = [_best(column) for column in zip(*self.rows.values(), strict=True)]
         return {
-            m: [(self._text(c), c is not None and v == b) for c, v, b in zip(cells, shown[m], best, strict=True)]
+            m: [(self._text(c), c is not None and _rank(c) == b) for c, b in zip(cells, best, strict=True)]
             for m, cells in self.rows.items()
         }
 
@@ -107,6 +109,14 @@ class Table:
         n = len(cell.values)
         spread = f" ± {100 * cell.stderr:.1f}" if n > 1 else ""
         return f"{100 * cell.mean:.1f}{spread}" + (f" (n={n})" if n < self.seeds else "")
+
+
+def _rank(cell: Cell) -> tuple[int, float]:
+    return len(cell.values), round(100 * cell.mean, 1)
+
+
+def _best(column: Iterable[Cell | None]) -> tuple[int, float] | None:
+    return max((_rank(cell) for cell in column if cell is not None), default=None)
 
 
 def aggregate(records: Iterable[Record]) -> Table:
