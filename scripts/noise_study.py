@@ -4,7 +4,7 @@
 
 GGA-L, which is ERM with the noise of SAGE, against ERM on style_digits: every domain held out once, the same model,
 learning rate, seeds and batches, the last checkpoint. Beside the differences stand the agreement S, its standard
-deviation over updates, and how strong the noise is: the expected length of the noise over that of the gradient.
+deviation over updates, and how strong the noise is: its expected length over that of the clipped gradient.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from hf_sage.benchmark.jobs import Job
 from hf_sage.benchmark.workers import available_cores
 from hf_sage.data import domain_names, load_embedded
 from hf_sage.models import TINY_CONVNEXT, image_classifier
+from hf_sage.trainer import SAGEConfig
 
 DATASET = "style_digits"
 
@@ -41,7 +42,8 @@ class Row:
         gamma: γ.
         agreement: Mean of S over updates and runs.
         agreement_deviation: Its standard deviation over the updates of a run, averaged over runs.
-        noise_to_gradient: Mean of β√d / ‖g‖, d being the number of parameters.
+        noise_to_gradient: Mean of β√d / ‖g‖ over updates and runs, d being the number of parameters and g the gradient
+            that the noise is added to: clipped.
         held_out: Difference of accuracy on the held-out domain.
         held_out_stderr: Its standard error over pairs of runs.
         source: Difference of accuracy on validation rows of the source domains.
@@ -81,7 +83,10 @@ def job(rows: int, gamma: float, held_out: str, seed: int, options: argparse.Nam
 def summary(rows: int, gamma: float, without: Sequence[Record], noisy: Sequence[Record], parameters: int) -> Row:
     """What the noise did."""
     logged = [[entry for entry in record.history if "agreement" in entry] for record in noisy]
-    strength = [entry["noise_scale"] * math.sqrt(parameters) / entry["grad_norm"] for own in logged for entry in own]
+    clip = SAGEConfig("unused").max_grad_norm
+    strength = [
+        entry["noise_scale"] * math.sqrt(parameters) / min(entry["grad_norm"], clip) for own in logged for entry in own
+    ]
     held_out = _difference(without, noisy)
     source = _difference(_by_source(without), _by_source(noisy))
     return Row(
@@ -102,9 +107,9 @@ def main(argv: Sequence[str]) -> int:
     """Runs the jobs and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=positive, nargs="+", default=[16, 64], help="rows a domain [16 64]")
-    parser.add_argument("--gammas", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3], help="[3e-4 1e-3 3e-3]")
+    parser.add_argument("--gammas", type=above_zero, nargs="+", default=[3e-4, 1e-3, 3e-3], help="[3e-4 1e-3 3e-3]")
     parser.add_argument("--seeds", type=positive, default=3, help="number of seeds [3]")
-    parser.add_argument("--steps", type=positive, default=240, help="updates a run [240]")
+    parser.add_argument("--steps", type=positive, default=239, help="updates a run [239, a prime: each is logged]")
     parser.add_argument("--learning-rate", type=float, default=6e-3, help="[6e-3]")
     parser.add_argument(
         "--optim", default="adamw_torch", help="adamw_torch, or sgd with a momentum of 0.9 [adamw_torch]"
@@ -133,6 +138,13 @@ def main(argv: Sequence[str]) -> int:
         writer.writeheader()
         writer.writerows(map(asdict, table))
     return 0
+
+
+def above_zero(text: str) -> float:
+    """A γ, for argparse: without noise there is ERM."""
+    if not float(text) > 0:
+        raise argparse.ArgumentTypeError(f"needs a number above 0; got {text}")
+    return float(text)
 
 
 def _optimizer(name: str) -> dict[str, str]:

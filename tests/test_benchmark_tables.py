@@ -138,3 +138,11 @@ def test_picture_of_differences_has_a_row_a_method_and_leaves_out_what_has_no_in
     drawn("none.png", {"erm": erm, "sam": erm})  # no difference at all
     with pytest.raises(ValueError, match="no differences to draw"):
         drawn("nothing.png", {"erm": erm, "sage": [0.7]})
+
+
+def test_the_best_of_a_column_has_as_many_seeds_as_any() -> None:
+    def runs(method: str, *accuracies: float) -> list[Record]:
+        return [Record("d", method, "photo", seed, own, 0.9, 1, 1.0) for seed, own in enumerate(accuracies)]
+
+    texts = aggregate([*runs("lucky", 0.9), *runs("sam", 0.6, 0.8), *runs("erm", 0.5, 0.7)]).texts()
+    assert {method: cells[0][1] for method, cells in texts.items()} == {"lucky": False, "sam": True, "erm": False}

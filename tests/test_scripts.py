@@ -77,6 +77,21 @@ def test_schedule_accuracy_compares_intervals(
         assert {row["method"] for row in csv.DictReader(file)} == {"every 1", "every 2"}
 
 
+@pytest.mark.slow
+def test_noise_study_compares_with_no_noise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    few = ["--rows", "4", "--steps", "3", "--seeds", "2", "--held-out", "photo", "--workers", "1"]
+    assert run("noise_study.py", "--gammas", "1e-9", "0.1", *few, "--output", "noise.csv") == 0
+    with (tmp_path / "noise.csv").open(encoding="utf-8", newline="") as file:
+        faint, strong = list(csv.DictReader(file))
+    assert float(faint["held_out"]) == 0.0  # nothing is felt of it
+    assert float(strong["noise_to_gradient"]) > 1e7 * float(faint["noise_to_gradient"]) > 0
+    assert int(strong["pairs"]) == 2
+    assert "| 4 | 0.1 |" in capsys.readouterr().out
+
+
 def free_port() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -49,7 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hf-sage benchmark",
         description=__doc__,
-        epilog="`hf-sage benchmark CONFIG.yaml` is `hf-sage benchmark run CONFIG.yaml`.",
+        epilog="`hf-sage benchmark CONFIG.yaml` is `hf-sage benchmark run CONFIG.yaml`. What is in brackets holds "
+        "where no configuration says otherwise; `--dataset style_digits` alone brings one of its own.",
     )
     verbs = parser.add_subparsers(required=True, metavar=" | ".join(VERBS))
     run = verbs.add_parser("run", help="run the jobs of a configuration that are not done")

@@ -30,6 +30,9 @@ def muon(args: TrainingArguments, momentum: float = 0.95) -> tuple[type[MuonFact
     mean square 1/√max(A, B), and ``match_rms_adamw`` makes it 0.2, about that of AdamW's steps (Liu et al. 2025, arXiv
     2502.16982, §2.2). AdamW's β and ε are the arguments' too.
 
+    torch's Muon orthogonalises in bf16, where the last bit of a gradient can turn a rounding: an update that is cut
+    into micro-batches or over ranks differs from the whole one by some thousandths of its length.
+
     The module of the logits is the one that ``classifier`` of `SAGEConfig` names, else the first of `OUTPUTS`.
 
     Args:

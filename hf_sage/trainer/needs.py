@@ -78,7 +78,7 @@ def check_labels(method: Method, batch: Inputs) -> None:
 
 
 def warn_of_delays(method: Method, updates: int) -> None:
-    """Warns of every rule that would set in only after the last update.
+    """Warns of every rule whose full weight or search would set in only after the last update.
 
     Args:
         method: The method.
@@ -87,7 +87,7 @@ def warn_of_delays(method: Method, updates: int) -> None:
     for rule in method.rules.values():
         if rule.sets_in >= updates:
             logger.warning(
-                f"{type(rule).__name__} of the method {method.name!r} never sets in: {rule.delayed_by}={rule.sets_in} "
-                f"updates come before, and this training has {updates}. Set {rule.delayed_by} to less than {updates}, "
+                f"{type(rule).__name__} of the method {method.name!r} sets in after {rule.delayed_by}={rule.sets_in} "
+                f"updates, and this training has {updates}. Set {rule.delayed_by} to less than {updates}, "
                 "or train longer."
             )
