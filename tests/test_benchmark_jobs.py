@@ -5,15 +5,20 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 from benchmark_worker import DOMAINS, job, live, paint, sweep
 from rich.console import Console
@@ -328,3 +333,40 @@ def test_data_that_changed_has_another_fingerprint(whole: Result, tmp_path: Path
     changed = folder_of(job(copy, steps=1, seed=1), tmp_path)
     perform(changed, quiet)
     assert changed.result().data.fingerprint != whole.data.fingerprint
+
+
+PARENT = """
+import os, sys, time
+from pathlib import Path
+from rich.console import Console
+from hf_sage.benchmark.jobs import Job
+from hf_sage.benchmark.workers import run_all
+
+def work(i, progress):
+    Path(sys.argv[1], str(os.getpid())).touch()
+    time.sleep(600)
+
+if __name__ == "__main__":
+    run_all([Job("d", "erm", ("a",), seed, 1) for seed in range(3)], work, workers=2, console=Console(), tell=str)
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    """They would wait for work for ever, with their memory."""
+    script, diary = tmp_path / "parent.py", tmp_path / "diary"
+    script.write_text(PARENT)
+    diary.mkdir()
+    process = subprocess.Popen([sys.executable, str(script), str(diary)], stdout=subprocess.DEVNULL)
+
+    def wait_until(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 240  # two interpreters import torch, beside other tests
+        while not condition():
+            assert time.monotonic() < deadline
+            assert process.poll() in (None, -signal.SIGKILL)
+            time.sleep(0.1)
+
+    wait_until(lambda: len(list(diary.iterdir())) == 2)
+    process.kill()
+    process.wait()
+    wait_until(lambda: not any(psutil.pid_exists(int(file.name)) for file in diary.iterdir()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -183,10 +184,18 @@ class _Watch:
 
 
 def _begin(devices: Any) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     device = devices.get()
     if device is not None:  # before anything asks CUDA
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     _quiet_and_on_one_thread()
+
+
+def _end_with_parent() -> None:
+    """Ends a worker whose parent was killed: it would wait for work for ever. Its job resumes from its checkpoint."""
+    if (parent := mp.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _quiet_and_on_one_thread() -> None:
