@@ -15,7 +15,6 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the laws are stated for fp32 on CPU
 import pytest
 import torch
 
-
 torch.set_num_threads(1)  # one process a core; and so from the first fixture on, or sums are rounded otherwise
 
 
