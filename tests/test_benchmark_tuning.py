@@ -238,6 +238,16 @@ def test_a_trial_that_runs_elsewhere_is_waited_for(file: str, tmp_path: Path, tr
     assert theirs not in trained
 
 
+def test_a_folder_is_one_benchmark(file: str, tmp_path: Path, trained: list[Job]) -> None:
+    out = str(tmp_path / "out")
+    assert main([file, "-o", out, "--workers", "1"]) == 0
+    before = len(trained)
+    with pytest.raises(ValueError, match=r"runs of PACS with steps 8 there.* --output-dir"):
+        main([file, "-o", out, "--workers", "1", "--steps", "9"])
+    assert len(trained) == before
+    assert len(list(Path(out).glob("*.yaml"))) == 1
+
+
 # ---- Flags over a configuration ----
 
 

@@ -278,3 +278,9 @@ def test_own_loss_is_the_one_that_is_trained_on(options):
     for key in {"loss", "perturbed_loss", "grad_norm"} & set(plain):
         assert own[key] == pytest.approx(2 * plain[key], rel=1e-5)
     assert {"perturbed_loss", "agreement"} & set(plain) or options["method"] == "erm"
+
+
+def test_the_mixin_comes_first() -> None:
+    with pytest.raises(TypeError, match=r"write class Backwards\(SAGEMixin, Trainer\)"):
+        type("Backwards", (Trainer, SAGEMixin), {})
+    assert issubclass(type("Forwards", (SAGEMixin, Trainer), {}), SAGEMixin)

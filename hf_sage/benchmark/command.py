@@ -19,7 +19,7 @@ from hf_sage.benchmark.plots import plot_comparison
 from hf_sage.benchmark.records import make_folder
 from hf_sage.benchmark.remembered import is_tuned, remember, remembered, tuning_notes
 from hf_sage.benchmark.report import add_selection, write_report
-from hf_sage.benchmark.rules import rules_of
+from hf_sage.benchmark.rules import refuse_other_benchmarks, rules_of
 from hf_sage.benchmark.selection import select
 from hf_sage.benchmark.store import JobFolder, Store
 from hf_sage.benchmark.summaries import by_dataset, dataset_grid
@@ -82,10 +82,11 @@ def _run(options: argparse.Namespace) -> int:
     config = parse_config(entries, source)
     if options.config is None and source != FLAGS_ALONE:
         sys.stdout.write(f"Settings of {source}, and flags over them.\n")
-    store = Store(options.output_dir)
+    store, jobs = Store(options.output_dir), jobs_of(config)
+    refuse_other_benchmarks(store, jobs)
     make_folder(store.folder)
     remember(store.folder, entries)  # before the jobs: whatever happens from here on, `resume` knows
-    return _drive(store, store.add(jobs_of(config), config.options), [config], options)
+    return _drive(store, store.add(jobs, config.options), [config], options)
 
 
 def _resume(options: argparse.Namespace) -> int:

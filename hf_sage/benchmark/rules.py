@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hf_sage.benchmark.domainbed import TestConvention
+from hf_sage.benchmark.jobs import Job
 from hf_sage.benchmark.results import Result
 from hf_sage.benchmark.selection import SELECTION
+from hf_sage.benchmark.store import Store
 from hf_sage.data import EMBEDDED
 
 CONVENTIONS: dict[TestConvention, str] = {
@@ -15,6 +17,8 @@ CONVENTIONS: dict[TestConvention, str] = {
     "full": "all images of the held-out domain (`full`), of which the oracles have seen 20 %",
     "official": "the images of the held-out domain that its publisher's test list names (`official`)",
 }
+COMMON = ("test_convention", "model", "head", "steps", "transform", "rows_per_domain")
+"""What all runs of a dataset in a table have in common."""
 OWN_SPLITS = "the test rows that the dataset comes with (its scans are split before they are styled)"
 
 
@@ -67,8 +71,7 @@ def rules_of(dataset: str, results: Sequence[Result], selection: str) -> Rules:
         ValueError: If they differ in what must be the same for all methods of a table.
     """
     jobs = [result.job for result in results if result.job.dataset == dataset]
-    common = ("test_convention", "model", "head", "steps", "transform", "rows_per_domain")
-    for name in common:
+    for name in COMMON:
         if len(values := sorted({getattr(job, name) for job in jobs})) > 1:
             raise ValueError(
                 f"The runs of {dataset} differ in {name} ({', '.join(map(repr, values))}), so they are of different "
@@ -86,3 +89,19 @@ def rules_of(dataset: str, results: Sequence[Result], selection: str) -> Rules:
         transform=first.transform,
         rows_per_domain=first.rows_per_domain,
     )
+
+
+def refuse_other_benchmarks(store: Store, jobs: Sequence[Job]) -> None:
+    """Refuses jobs that could not share a table with those that a folder has.
+
+    Raises:
+        ValueError: If there are such; the message says in what they differ.
+    """
+    held = {folder.job.dataset: folder.job for folder in store.jobs()}
+    for job in jobs:
+        there = held.get(job.dataset, job)
+        if differ := [f"{n} {getattr(there, n)!r} there" for n in COMMON if getattr(there, n) != getattr(job, n)]:
+            raise ValueError(
+                f"{store.folder} has runs of {job.dataset} with {', '.join(differ)}: they could not share a table with "
+                "what is to be run. Give this configuration a folder of its own by --output-dir."
+            )

@@ -154,7 +154,8 @@ class SAGEArguments:
             return self.method
         if self.method not in METHODS:
             raise ValueError(
-                f"Unknown method {self.method!r}: use one of {', '.join(map(repr, METHODS))}, or a Method."
+                f"Unknown method {self.method!r}: use one of {', '.join(map(repr, METHODS))}, or a Method. "
+                "SWAD is a callback (hf_sage.trainer.swad), and Muon an optimizer (hf_sage.trainer.muon)."
             )
         build = METHODS[self.method]
         takes = inspect.signature(build).parameters

@@ -31,7 +31,15 @@ class SAGEMixin(Preparation, DomainBatches, DomainEvaluation, Checkpoints, Publi
     Raises:
         ValueError: If the training set lacks the domain column or has fewer than two domains, or if the set-up
             (DeepSpeed, FSDP, DataParallel, optimizers that step inside backward) cannot give the exact step.
+        TypeError: If a class has it behind its trainer, whose ``training_step`` would then be taken.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        order = cls.__mro__
+        if Trainer in order and order.index(Trainer) < order.index(SAGEMixin):
+            first = next(base.__name__ for base in cls.__bases__ if issubclass(base, Trainer))
+            raise TypeError(f"{cls.__name__} would train without SAGE: write class {cls.__name__}(SAGEMixin, {first}).")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
