@@ -238,6 +238,18 @@ def test_a_trial_that_runs_elsewhere_is_waited_for(file: str, tmp_path: Path, tr
     assert theirs not in trained
 
 
+def test_an_interruption_says_how_to_go_on(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_sage.benchmark.command.drive", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main([file, "-o", str(tmp_path / "out")])
+    assert f"`hf-sage benchmark resume {tmp_path / 'out'}` goes on" in capsys.readouterr().out
+
+
 def test_a_folder_is_one_benchmark(file: str, tmp_path: Path, trained: list[Job]) -> None:
     out = str(tmp_path / "out")
     assert main([file, "-o", out, "--workers", "1"]) == 0

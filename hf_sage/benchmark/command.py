@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -98,7 +98,18 @@ def _resume(options: argparse.Namespace) -> int:
 
 def _drive(store: Store, folders: list[JobFolder], configs: Sequence[Config], options: argparse.Namespace) -> int:
     """Performs jobs, then those that follow from their results, and writes the tables when all is done."""
-    drive_all = partial(drive, store, workers=options.workers, launch=options.launch)
+    try:
+        return _drive_all(
+            store, folders, configs, partial(drive, store, workers=options.workers, launch=options.launch)
+        )
+    except KeyboardInterrupt:
+        sys.stdout.write(f"Interrupted: `hf-sage benchmark resume {store.folder}` goes on.\n")
+        raise
+
+
+def _drive_all(
+    store: Store, folders: list[JobFolder], configs: Sequence[Config], drive_all: Callable[[list[JobFolder]], int]
+) -> int:
     status = drive_all(folders)
     results = [folder.result() for folder in folders if folder.is_done]
     repeats = [repeats_of(config, results) for config in configs]
