@@ -263,7 +263,7 @@ def test_a_rule_that_would_set_in_after_the_training_is_warned_of_once(name, del
     assert len(found) == (updates == 2)
     for message in found:
         assert f"method {name!r}" in message
-        assert f"{delay}=2 updates come before, and this training has 2. Set {delay} to less than 2" in message
+        assert f"{delay}=2 updates, and this training has 2. Set {delay} to less than 2" in message
 
 
 def test_defaults_that_are_meant_for_longer_trainings_are_warned_of(caplog):
