@@ -15,7 +15,19 @@ from benchmark_worker import job, paint
 from test_features_model import NOTHING
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon
-from training import Rows, build, clip, entries, image_rows, language_model, resnet, vit, weights, without
+from training import (
+    Rows,
+    build,
+    clip,
+    entries,
+    image_rows,
+    language_model,
+    relative_differences,
+    resnet,
+    vit,
+    weights,
+    without,
+)
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from hf_sage import SAGETrainer
@@ -231,6 +243,21 @@ def test_resumed_is_as_if_never_stopped(options, tmp_path):
     resumed = trainer_of(vit(dropout=0.2), **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert_same_bits(weights(resumed.model), weights(whole.model))
+
+
+@pytest.mark.parametrize("options", METHODS, ids=["erm", "sage"])
+def test_one_batch_and_its_halves_differ_by_the_rounding_of_bf16(options):
+    """Where a rounding turns, by 2⁻⁸ of an entry: thousandths of the way were measured."""
+
+    def trained(rows, accumulated):
+        cut = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": accumulated, "max_steps": 3}
+        trainer = trainer_of(vit(), **options | cut)
+        trainer.train()
+        return trainer.model
+
+    largest, mean = relative_differences(trained(12, 1), trained(6, 2), vit())
+    assert largest < 5e-2
+    assert mean < 2e-2
 
 
 def test_muon_under_sage_of_nothing_is_stock():

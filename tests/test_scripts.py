@@ -13,7 +13,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from benchmark_worker import paint
+from benchmark_worker import job, paint
+
+from hf_sage.benchmark import Evaluation, Options, Result, Store
+from hf_sage.benchmark.results import DataFacts
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "scripts"
@@ -90,6 +93,27 @@ def test_noise_study_compares_with_no_noise(
     assert float(strong["noise_to_gradient"]) > 1e7 * float(faint["noise_to_gradient"]) > 0
     assert int(strong["pairs"]) == 2
     assert "| 4 | 0.1 |" in capsys.readouterr().out
+
+
+def test_noise_in_benchmark_pairs_trials_that_differ_by_the_noise_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ERM and GGA-L share the learning rate of trial 1 and not that of trial 2; a later seed does not count."""
+    store, domains = Store(tmp_path), ("day", "night")
+    for method, gains in (("erm", 0.0), ("gga_l", 0.1)):
+        for trial, seed in ((1, 0), (2, 0), (1, 1)):
+            for i, domain in enumerate(domains):
+                rate = 1e-3 if trial == 1 or method == "erm" else 2e-3
+                own = {"learning_rate": rate} | ({"gamma": 0.01} if method == "gga_l" else {})
+                done = job("pictures", method=method, held_out=(domain,), seed=seed, trial=trial, hyperparameters=own)
+                share = 0.5 + gains * (1 + 2 * i) * (1 - seed)
+                accuracy = {d: {"in": share, "out": 0.5} for d in (*domains, "noon")}
+                facts = DataFacts("0", dict.fromkeys((*domains, "noon"), 10), ["x"])
+                (folder,) = store.add([done], Options())
+                folder.finish(Result(done, facts, [Evaluation(8, accuracy)], [], 1.0, "cpu", 1, 1))
+    assert run("noise_in_benchmark.py", str(tmp_path)) == 0
+    table = capsys.readouterr().out.splitlines()[2:]
+    assert table == ["| gga_l minus erm | 0.01 | +20.0 ± 10.0 points (2 pairs) |"]
 
 
 def free_port() -> str:

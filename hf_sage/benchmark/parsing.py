@@ -35,7 +35,7 @@ def read_config(file: str | Path) -> dict[str, Any]:
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"Cannot read the configuration {file}: {error}") from error
     if not isinstance(entries, dict):
-        raise ValueError(f"The configuration {file} must hold `name: value` lines, e.g. `datasets: [style_digits]`.")
+        raise ValueError(f"The configuration {file} must hold `name: value` lines.")
     return entries
 
 
@@ -172,9 +172,10 @@ def _training(entries: Any) -> dict[str, Any]:
 
 
 def _preset(name: Any) -> str | None:
-    if name is not None:
-        _one_of("preset", name, PRESETS)
-    return name  # type: ignore[no-any-return]
+    if name is None:
+        return None
+    _one_of("preset", name, PRESETS)
+    return str(name)
 
 
 def _options(entries: Mapping[str, Any]) -> Options:

@@ -35,7 +35,8 @@ def remembered(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     Raises:
         ValueError: If one cannot be read.
     """
-    return [(file, read_config(file)) for file in sorted(folder.glob("config*.yaml"))]
+    files = [*folder.glob("config.yaml"), *folder.glob("config-[0-9]*.yaml")]
+    return [(file, read_config(file)) for file in sorted(files)]
 
 
 def is_tuned(entries: Mapping[str, Any]) -> bool:

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
 from datasets import Dataset, DatasetDict
 from transformers import HfArgumentParser, set_seed
 
 from hf_sage.benchmark.collator import USE, CollatorByUse
 from hf_sage.benchmark.disk import full_disk_explained
 from hf_sage.benchmark.launch import check_processes, leave_together, relaunch
+from hf_sage.benchmark.parsing import read_config
 from hf_sage.benchmark.records import make_folder, write_atomic
 from hf_sage.data import OnBadImage, domain_names, hold_out, load_domains
 from hf_sage.data.callback import DrawsCallback
@@ -92,7 +92,7 @@ def parse(argv: Sequence[str]) -> tuple[RunArguments, SAGEConfig, list[str]]:
     parser = HfArgumentParser((RunArguments, SAGEConfig), prog="hf-sage train", allow_abbrev=False)
     parser.add_argument("--config", help="YAML file with any of these arguments; flags win over it.")
     file = _config_option(argv)
-    written = [] if file is None else _as_flags(_read_config(file))  # before the flags, so that those win
+    written = [] if file is None else _as_flags(_arguments(file))  # before the flags, so that those win
     run, config, _, rest = parser.parse_args_into_dataclasses([*written, *argv], return_remaining_strings=True)
     return run, config, rest
 
@@ -178,13 +178,9 @@ def _as_flags(entries: dict[str, Any]) -> list[str]:
     return flags
 
 
-def _read_config(file: str) -> dict[str, Any]:
-    try:
-        entries = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"Cannot read the configuration {file}: {error}") from error
-    if not isinstance(entries, dict):
-        raise ValueError(f"The configuration {file} must hold `name: value` lines.")
+def _arguments(file: str) -> dict[str, Any]:
+    """A file's entries, all of them names of arguments."""
+    entries = read_config(file)
     known = [f.name for kind in (RunArguments, SAGEConfig) for f in fields(kind) if f.init]
     for name in entries:
         if name not in known:

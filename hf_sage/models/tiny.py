@@ -58,7 +58,7 @@ def tiny_convnext(
     """A ConvNeXt of 3 stages, one block each, widths 16, 32 and 64, on 2 × 2 patches.
 
     It has neither layer scale nor dropped paths, and its weights are drawn wider than transformers' 0.02: those are for
-    deep networks, and this one would hardly learn. The weights are random: seed torch before for the same model. Its
+    deep networks, and with them this one learns later. They are random: seed torch before for the same model. Its
     processor is `tiny_clip`'s.
     """
     config = ConvNextConfig(
